@@ -1,0 +1,1 @@
+//! backend-cpu: see ARCHITECTURE.md.

@@ -1,0 +1,1 @@
+//! backend-cuda: see ARCHITECTURE.md.

@@ -1,0 +1,1 @@
+//! backend-rocm: see ARCHITECTURE.md.

@@ -1,0 +1,3 @@
+//! The engine loop and its public face: [`handle::EngineHandle`] in, [`types::StepOutputs`] out.
+
+pub mod types;

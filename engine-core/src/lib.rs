@@ -1,0 +1,15 @@
+//! Pallium's engine: everything that is true on every device.
+//!
+//! `backend` is the seam to devices, `loader` and `quant` read checkpoints, `layers` and `models` describe
+//! networks against the seam, `kv` and `scheduler` decide who runs with which pages, `runner` turns a step plan
+//! into device work, `sampling` says how a row is sampled, `engine` is the loop that owns all of it.
+//! This crate knows no HTTP, no JSON bodies and no user text.
+
+pub mod engine;
+pub mod error;
+pub mod limits;
+pub mod sampling;
+pub mod tensor;
+
+pub use error::{Error, Result};
+pub use tensor::{DType, Tensor};

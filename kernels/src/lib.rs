@@ -1,0 +1,1 @@
+//! Device source and the build script that embeds it.

@@ -1,0 +1,1 @@
+//! Everything with strings or sockets: CLI, HTTP, templates, tokenizers, benches.

@@ -1,0 +1,3 @@
+//! The `pallium` binary.
+
+fn main() {}
