@@ -7,8 +7,10 @@
 
 pub mod engine;
 pub mod error;
+pub mod kv;
 pub mod limits;
 pub mod sampling;
+pub mod scheduler;
 pub mod tensor;
 
 pub use error::{Error, Result};
