@@ -5,10 +5,13 @@
 //! into device work, `sampling` says how a row is sampled, `engine` is the loop that owns all of it.
 //! This crate knows no HTTP, no JSON bodies and no user text.
 
+pub mod backend;
 pub mod engine;
 pub mod error;
 pub mod kv;
 pub mod limits;
+pub mod loader;
+pub mod quant;
 pub mod sampling;
 pub mod scheduler;
 pub mod tensor;

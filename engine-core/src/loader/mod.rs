@@ -1,0 +1,5 @@
+//! Reading checkpoints.
+
+pub mod mmap;
+
+pub use mmap::HostBytes;
