@@ -6,6 +6,7 @@
 //! This crate knows no HTTP, no JSON bodies and no user text.
 
 pub mod backend;
+pub mod config;
 pub mod engine;
 pub mod error;
 pub mod kv;

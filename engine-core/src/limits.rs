@@ -24,3 +24,17 @@ pub const MAX_QUEUED_REQUESTS: usize = 65_536;
 pub const MAX_SAFETENSORS_HEADER_BYTES: u64 = 100_000_000;
 /// Largest JSON configuration file, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// Most dimensions of a tensor in a checkpoint.
+pub const MAX_TENSOR_RANK: usize = 8;
+/// Largest pickle inside a torch checkpoint (tensor bytes lie outside of it).
+pub const MAX_PICKLE_BYTES: u64 = 64 << 20;
+/// Most objects a torch checkpoint's pickle may make.
+pub const MAX_PICKLE_OBJECTS: usize = 4_000_000;
+/// Most entries of a torch checkpoint's zip directory.
+pub const MAX_ZIP_ENTRIES: u64 = 1_000_000;
+/// Most weight files of one checkpoint.
+pub const MAX_CHECKPOINT_FILES: usize = 4_096;
+/// Most layers a configuration may ask for.
+pub const MAX_LAYERS: u32 = 4_096;
+/// Largest hidden, intermediate or vocabulary size a configuration may ask for.
+pub const MAX_MODEL_WIDTH: u32 = 1 << 24;

@@ -134,3 +134,49 @@ impl std::fmt::Debug for HostBytes {
         write!(f, "HostBytes({kind}, {} bytes)", self.len)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::loader::testing::TempDir;
+
+    #[test]
+    fn a_mapped_file_reads_and_slices_like_its_contents() {
+        let dir = TempDir::new("mmap");
+        let path = dir.write("f", b"0123456789");
+        let all = HostBytes::map_file(&path).unwrap();
+        let part = all.slice(2..7).slice(1..3);
+        drop(all);
+        assert!(part.is_mapped());
+        assert_eq!(&*part, b"34");
+        for advice in [Advice::WillNeed, Advice::Sequential, Advice::DontNeed] {
+            part.advise(advice);
+            assert_eq!(part.as_slice(), b"34", "after {advice:?}");
+        }
+    }
+
+    #[test]
+    fn vectors_and_empty_files_work_alike() {
+        let dir = TempDir::new("mmap-empty");
+        let empty = HostBytes::map_file(&dir.write("e", b"")).unwrap();
+        assert!(empty.is_empty());
+        empty.advise(Advice::WillNeed);
+        assert_eq!(&*HostBytes::from(vec![1, 2, 3]).slice(1..3), &[2, 3]);
+    }
+
+    #[test]
+    fn a_missing_file_or_a_directory_is_named() {
+        let dir = TempDir::new("mmap-missing");
+        let missing = HostBytes::map_file(&dir.path().join("nope")).unwrap_err().to_string();
+        assert!(missing.contains("nope"), "{missing}");
+        let folder = HostBytes::map_file(dir.path()).unwrap_err().to_string();
+        assert!(folder.contains("not a regular file"), "{folder}");
+    }
+
+    #[test]
+    #[should_panic(expected = "slice 1..4 of 3 bytes")]
+    fn a_slice_past_the_end_panics() {
+        let _ = HostBytes::from(vec![1, 2, 3]).slice(1..4);
+    }
+}

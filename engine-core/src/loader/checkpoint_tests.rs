@@ -1,0 +1,149 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use serde_json::json;
+
+use super::*;
+use crate::loader::testing::{TempDir, safetensors_bytes, shared_dir};
+
+/// A safetensors file of one-byte tensors.
+fn u8_file(tensors: &[(&str, u8)]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    for (i, (name, _)) in tensors.iter().enumerate() {
+        header.insert((*name).to_owned(), json!({"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]}));
+    }
+    let data: Vec<u8> = tensors.iter().map(|(_, value)| *value).collect();
+    safetensors_bytes(&serde_json::Value::Object(header).to_string(), &data)
+}
+
+fn refusal(dir: &TempDir, format: LoadFormat) -> String {
+    Checkpoint::open(dir.path(), format).unwrap_err().to_string()
+}
+
+fn value(c: &Checkpoint, name: &str) -> u8 {
+    c.tensor(name).unwrap().bytes[0]
+}
+
+#[test]
+fn an_index_leads_and_other_files_are_ignored() {
+    let dir = TempDir::new("index");
+    dir.write("model-00001-of-00002.safetensors", &u8_file(&[("a", 1), ("b", 9)]));
+    dir.write("model-00002-of-00002.safetensors", &u8_file(&[("b", 2), ("c", 3)]));
+    dir.write("consolidated.safetensors", b"not read");
+    dir.write("original/consolidated.00.pth", b"not read");
+    dir.write("model.safetensors", b"not read");
+    dir.write("pytorch_model.bin", b"not read");
+    let map = json!({"weight_map": {"a": "model-00001-of-00002.safetensors",
+        "b": "model-00002-of-00002.safetensors", "c": "model-00002-of-00002.safetensors"}});
+    dir.write("model.safetensors.index.json", map.to_string().as_bytes());
+    let c = Checkpoint::open(dir.path(), LoadFormat::Auto).unwrap();
+    assert_eq!(c.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(["a", "b", "c"].map(|n| value(&c, n)), [1, 2, 3]);
+    assert_eq!((c.total_bytes(), c.file_count()), (3, 2));
+    assert_eq!(c.info("a"), Some((FileDType::U8, &[1][..])));
+    c.advise(Advice::WillNeed);
+    let missing = c.tensor("x.c").unwrap_err().to_string();
+    assert!(missing.contains("has no tensor x.c (it has 3, such as c)"), "{missing}");
+}
+
+#[test]
+fn contradictions_of_the_index_are_named() {
+    let dir = TempDir::new("contradictions");
+    dir.write("one.safetensors", &u8_file(&[("a", 1)]));
+    let index = |map: serde_json::Value| {
+        dir.write("model.safetensors.index.json", json!({"weight_map": map}).to_string().as_bytes());
+        refusal(&dir, LoadFormat::Auto)
+    };
+    let cases = [
+        (json!({"a": "two.safetensors"}), "tensor a is said to be in two.safetensors, which is not there"),
+        (json!({"b": "one.safetensors"}), "tensor b is said to be in "),
+        (json!({"a": "../one.safetensors"}), "tensor a is in \"../one.safetensors\"; a file name is wanted"),
+        (json!({"a": "/etc/passwd"}), "a file name is wanted"),
+        (json!({"a": 7}), "tensor a is in 7"),
+        (json!({}), "weight_map is empty"),
+        (json!([]), "has no weight_map"),
+    ];
+    for (map, part) in cases {
+        let message = index(map.clone());
+        assert!(
+            message.contains("model.safetensors.index.json") && message.contains(part),
+            "{map}: {message}"
+        );
+    }
+    dir.write("model.safetensors.index.json", b"{");
+    assert!(refusal(&dir, LoadFormat::Auto).contains("is no valid JSON"));
+}
+
+#[test]
+fn without_an_index_the_files_speak_for_themselves() {
+    let dir = TempDir::new("plain");
+    assert!(
+        refusal(&dir, LoadFormat::Auto).contains("holds no weights; one of model.safetensors.index.json")
+    );
+    dir.write("weights.gguf", b"");
+    assert!(refusal(&dir, LoadFormat::Auto).contains("weights.gguf is there, but not read"));
+    dir.write("other.safetensors", &u8_file(&[("o", 5)]));
+    assert_eq!(value(&Checkpoint::open(dir.path(), LoadFormat::Auto).unwrap(), "o"), 5);
+    dir.write("another.safetensors", &u8_file(&[("o", 6)]));
+    let twice = refusal(&dir, LoadFormat::Auto);
+    assert!(twice.contains("tensor o stands in both") && twice.contains("another.safetensors"), "{twice}");
+    dir.write("model-00001-of-00002.safetensors", &u8_file(&[("a", 1)]));
+    assert!(refusal(&dir, LoadFormat::Auto).contains("is one of 2 files, but 1 are there"));
+    dir.write("model-00002-of-00002.safetensors", &u8_file(&[("b", 2)]));
+    let c = Checkpoint::open(dir.path(), LoadFormat::Safetensors).unwrap();
+    assert_eq!(c.names().collect::<Vec<_>>(), ["a", "b"]);
+    dir.write("model.safetensors", &u8_file(&[("m", 3)]));
+    let c = Checkpoint::open(dir.path(), LoadFormat::Auto).unwrap();
+    assert_eq!(c.names().collect::<Vec<_>>(), ["m"]);
+    assert!(refusal(&dir, LoadFormat::Pt).contains("one of pytorch_model.bin.index.json, pytorch_model.bin"));
+}
+
+#[test]
+fn dummy_weights_follow_the_configuration() {
+    let dir = TempDir::new("dummy");
+    assert!(refusal(&dir, LoadFormat::Dummy).contains("has no config.json"));
+    let config = |architecture: &str| {
+        let json = json!({"architectures": [architecture], "vocab_size": 32, "hidden_size": 16,
+            "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "torch_dtype": "float32"});
+        dir.write("config.json", json.to_string().as_bytes());
+    };
+    config("Qwen3ForCausalLM");
+    let c = Checkpoint::open(dir.path(), LoadFormat::Dummy).unwrap();
+    assert_eq!(c.names().count(), 3 + 2 * 11);
+    assert_eq!(c.info("model.layers.1.self_attn.k_proj.weight").unwrap().1, [8, 16]);
+    assert_eq!(c.info("model.layers.0.self_attn.q_norm.weight").unwrap().1, [4]);
+    let norm = c.tensor("model.norm.weight").unwrap();
+    assert_eq!((norm.len(), norm.bytes.len(), norm.dtype), (16, 64, FileDType::F32));
+    let first = f32::from_le_bytes(norm.bytes[..4].try_into().unwrap());
+    assert_eq!(first, Fill::new(DUMMY_SEED, "model.norm.weight", 1.0, 0.02).value(0));
+    config("Qwen2ForCausalLM");
+    assert!(
+        Checkpoint::open(dir.path(), LoadFormat::Dummy).unwrap().has("model.layers.0.self_attn.q_proj.bias")
+    );
+    config("NovelForCausalLM");
+    assert!(refusal(&dir, LoadFormat::Dummy).contains("random weights of NovelForCausalLM are not known"));
+}
+
+#[test]
+fn load_formats_parse() {
+    assert_eq!("pt".parse(), Ok(LoadFormat::Pt));
+    assert!("pth".parse::<LoadFormat>().unwrap_err().contains("auto, safetensors, pt, dummy"));
+}
+
+#[test]
+fn stories260k_opens() {
+    let Some(shared) = shared_dir() else {
+        println!("left out: shared/models/stories260k (not there)");
+        return;
+    };
+    let dir = shared.join("models/stories260k");
+    let c = Checkpoint::open(&dir, LoadFormat::Auto).unwrap();
+    assert_eq!(c.total_bytes(), 4 * 260_032);
+    // Its names and shapes are those that random weights of its configuration would have.
+    let dummy = Checkpoint::open(&dir, LoadFormat::Dummy).unwrap();
+    assert_eq!(c.names().collect::<Vec<_>>(), dummy.names().collect::<Vec<_>>());
+    for name in c.names() {
+        assert_eq!(c.info(name), dummy.info(name), "{name}");
+        assert!(c.tensor(name).unwrap().bytes.is_mapped());
+    }
+}
