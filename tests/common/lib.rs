@@ -1,1 +1,13 @@
 //! What the tests share: cases, tolerances, fixtures.
+
+use std::path::PathBuf;
+
+/// The folder `shared` beside the checkout (or beside the folder of worktrees), which holds real models and
+/// templates; `None` in a bare clone. A test that goes without it prints one line naming what it left out.
+pub fn shared_dir() -> Option<PathBuf> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    ["../shared", "../../shared"]
+        .iter()
+        .map(|path| root.join(path))
+        .find(|path| path.join("DESIGN.md").is_file())
+}

@@ -1,0 +1,121 @@
+//! Rendering errors, limits, continuation and loading; what templates print is checked in `tests/models`.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use super::source::{ChatTemplates, TemplateSources, WithTools, special_tokens};
+use super::*;
+use serde_json::json;
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, &Map::new()).unwrap()
+}
+
+fn render(source: &str, messages: &Json) -> Result<String, TemplateError> {
+    template(source).render(&RenderInput { messages: Some(messages), ..Default::default() })
+}
+
+#[test]
+fn errors_name_the_line_and_the_cause() {
+    let none = json!([]);
+    let syntax = ChatTemplate::new("a\nb\n{% if %}", &Map::new()).unwrap_err();
+    assert!(matches!(syntax, TemplateError::Syntax { line: 3, .. }), "{syntax:?}");
+    let render_error = render("a\n{{ messages[0].x.y }}", &none).unwrap_err();
+    assert!(matches!(render_error, TemplateError::Render { line: 2, .. }), "{render_error:?}");
+    let raised = render("{% macro m() %}{{ raise_exception('no ' ~ 1) }}{% endmacro %}\n{{ m() }}", &none);
+    assert_eq!(raised, Err(TemplateError::Raised("no 1".into())));
+    let unknown = render("\n\n{{ 1|nosuch }}", &none).unwrap_err();
+    assert_eq!(unknown.to_string(), "chat template, line 3: filter nosuch is unknown");
+}
+
+#[test]
+fn hostile_templates_end_with_an_error() {
+    let none = json!([]);
+    let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}\
+                   {% endfor %}{% endfor %}";
+    assert_eq!(render(endless, &none), Err(TemplateError::OutOfFuel { line: 1 }));
+    let recursive = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
+    assert!(matches!(render(recursive, &none), Err(TemplateError::Render { .. })));
+    let deep = format!("{{{{ {}1{} }}}}", "(".repeat(5_000), ")".repeat(5_000));
+    assert!(matches!(ChatTemplate::new(&deep, &Map::new()), Err(TemplateError::Syntax { .. })));
+    for source in [
+        "{{",
+        "{%",
+        "{#",
+        "{% for",
+        "{% for x in",
+        "{% raw %}",
+        "{{ '",
+        "{%- generation",
+        "{{ a +",
+        "|safe{{+",
+    ] {
+        let _ = ChatTemplate::new(source, &Map::new());
+    }
+}
+
+#[test]
+fn messages_of_the_wrong_type_are_refused() {
+    for messages in [json!({}), json!("x"), json!(["x"])] {
+        assert!(matches!(render("x", &messages), Err(TemplateError::Input(_))), "{messages}");
+    }
+}
+
+#[test]
+fn the_final_message_can_be_continued() {
+    let chat = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": " Sure, "}]);
+    let continued = |source: &str, messages: &Json| {
+        let input =
+            RenderInput { messages: Some(messages), continue_final_message: true, ..Default::default() };
+        template(source).render(&input)
+    };
+    let plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}";
+    assert_eq!(continued(plain, &chat).unwrap(), "<user>hi</><assistant> Sure, ");
+    let trimming = "{% for m in messages %}<{{ m.role }}>{{ m.content|trim }}</>{% endfor %}";
+    assert_eq!(continued(trimming, &chat).unwrap(), "<user>hi</><assistant>Sure,");
+    let parts = json!([{"role": "user", "content": [{"type": "text", "text": "hel"}]}]);
+    let looping = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}!{% endfor %}";
+    assert_eq!(continued(looping, &parts).unwrap(), "hel");
+    for (source, messages) in [
+        ("nothing of content", &chat),
+        (plain, &json!([])),
+        (plain, &json!([{"role": "assistant", "content": null}])),
+        (plain, &json!([{"role": "assistant", "content": 1}])),
+    ] {
+        assert!(
+            matches!(continued(source, messages), Err(TemplateError::Continue(_))),
+            "{source} {messages}"
+        );
+    }
+}
+
+#[test]
+fn templates_are_found_where_checkpoints_keep_them() {
+    let directory = std::env::temp_dir().join(format!("pallium-templates-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let write = |file: &str, text: &str| std::fs::write(directory.join(file), text).unwrap();
+    assert!(TemplateSources::of_checkpoint(&directory).unwrap().is_empty());
+    write(
+        "tokenizer_config.json",
+        r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null,
+            "chat_template": [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]}"#,
+    );
+    let sources = TemplateSources::of_checkpoint(&directory).unwrap();
+    let templates = ChatTemplates::compile(&sources, &special_tokens(&directory).unwrap()).unwrap();
+    assert_eq!(templates.get(WithTools::No).source(), "D");
+    assert_eq!(templates.get(WithTools::Yes).source(), "T");
+    assert_eq!(
+        Json::Object(special_tokens(&directory).unwrap()),
+        json!({"bos_token": "<s>", "eos_token": "</s>"})
+    );
+    write("chat_template.json", r#"{"chat_template": "J"}"#);
+    assert_eq!(TemplateSources::of_checkpoint(&directory).unwrap().choose(WithTools::No), Ok("J"));
+    write("chat_template.jinja", "file");
+    assert_eq!(TemplateSources::of_checkpoint(&directory).unwrap().choose(WithTools::No), Ok("file"));
+    let path = directory.join("chat_template.jinja");
+    assert_eq!(TemplateSources::of_flag(path.to_str().unwrap()).unwrap().choose(WithTools::Yes), Ok("file"));
+    assert_eq!(TemplateSources::of_flag("{{ 1 }}\\n").unwrap().choose(WithTools::Yes), Ok("{{ 1 }}\n"));
+    assert!(matches!(TemplateSources::of_flag("no/such.jinja"), Err(TemplateError::Load(_))));
+    write("tokenizer_config.json", r#"{"chat_template": 3}"#);
+    assert!(matches!(TemplateSources::of_checkpoint(&directory), Err(TemplateError::Load(_))));
+    std::fs::remove_dir_all(&directory).unwrap();
+}
