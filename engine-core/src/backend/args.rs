@@ -375,6 +375,38 @@ pub struct HostWeight {
     pub act_dtype: DType,
 }
 
+impl HostWeight {
+    /// What the weight is once loaded as it stands (no repacking to another format): shape after fusing and
+    /// sharding, `bytes` of its dense size, plain activations.
+    ///
+    /// # Panics
+    /// If there is no part: `quant/` never makes such a weight.
+    pub fn meta(&self) -> WeightMeta {
+        let first = self.parts.first().unwrap_or_else(|| panic!("weight {} has no parts", self.name));
+        let (mut n, mut k) = (self.parts.iter().map(|p| p.shape[0]).sum::<u64>(), first.shape[1]);
+        match self.shard {
+            Shard::Whole => {}
+            Shard::Rows { world, .. } => n /= u64::from(world),
+            Shard::Cols { world, .. } => k /= u64::from(world),
+        }
+        if let Fuse::Heads { heads, transpose: Transpose::Yes } = self.fuse {
+            let heads = u64::from(heads);
+            (n, k) = (heads * k, n / heads);
+        }
+        let element = first.format.dense().map_or(1, |d| d.size_bytes() as u64);
+        WeightMeta {
+            name: self.name.clone(),
+            n: n as u32,
+            k: k as u32,
+            format: first.format,
+            act: ActFormat::Plain,
+            fuse: self.fuse,
+            uses: self.uses,
+            bytes: n * k * element,
+        }
+    }
+}
+
 /// What a loaded weight is, for those who must not know its layout.
 #[derive(Clone, Debug)]
 pub struct WeightMeta {

@@ -210,7 +210,7 @@ impl Graph {
 }
 
 /// Host memory a device writes downloads into. Implemented by backends (pinned memory on a GPU).
-pub trait HostMemory: Send + Sync {
+pub trait HostMemory: Any + Send + Sync {
     /// The bytes. The backend writes only while the slot is inside a [`Pending`].
     fn bytes(&self) -> &[u8];
     /// For the backend that made it.
@@ -234,6 +234,10 @@ impl HostSlot {
     /// The memory, for the backend.
     pub fn memory(&self) -> &Arc<dyn HostMemory> {
         &self.memory
+    }
+    /// The memory for writing, for backends that complete downloads at once; `None` while it is shared.
+    pub fn exclusive(&mut self) -> Option<&mut dyn HostMemory> {
+        Arc::get_mut(&mut self.memory)
     }
 }
 
