@@ -16,6 +16,10 @@ pub const MAX_GRAPHS: usize = 512;
 pub const LOGIT_ROWS_CHUNK: u32 = 256;
 /// Most multi-token bad-word sequences of one request.
 pub const MAX_BAD_WORDS: usize = 128;
+/// Most tokens of all of one request's bad words together, their lengths included.
+pub const MAX_BAD_WORD_TOKENS: u32 = 16_384;
+/// Words of sampler records that travel in the packed upload; longer ones go ahead of the step.
+pub const PACKED_RECORD_WORDS: usize = 4_096;
 /// Most ids in one request's logit_bias or allowed_token_ids after expansion (the vocabulary bounds it too).
 pub const MAX_BIAS_IDS: usize = 300_000;
 /// Requests waiting in the engine's inbox before it refuses, unless configured lower.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Weight;
 use crate::loader::HostBytes;
+use crate::loader::fill::Fill;
 use crate::quant::WeightFormat;
 use crate::tensor::{DType, Tensor};
 
@@ -268,17 +269,6 @@ pub enum PartData {
     File { file: Arc<std::fs::File>, at: u64, len: u64 },
     /// Random values, made on the spot.
     Fill(Fill),
-}
-
-/// Random values by a counter-based generator: element i depends on (seed, tensor, i) alone.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Fill {
-    pub seed: u64,
-    /// Which tensor: a hash of its checkpoint name.
-    pub tensor: u64,
-    /// Standard deviation; the values are about normal with this mean.
-    pub std: f32,
-    pub mean: f32,
 }
 
 /// One tensor of a checkpoint that goes into a weight.

@@ -11,6 +11,7 @@ mod index;
 pub mod mmap;
 pub mod safetensors;
 pub mod shapes;
+pub mod source;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod torch_bin;

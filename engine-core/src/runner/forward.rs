@@ -1,0 +1,538 @@
+//! [`Runner`]: owns the model, the stream and every device buffer of one rank, and runs one step at a time.
+
+use std::sync::Arc;
+
+use super::graphs::Graphs;
+use super::inputs::{Layout, StepShape, Views};
+use super::outputs::{OutputShape, PromptPart, RowSample, StepResults, Words};
+use super::slots::{RequestView, SlotState, write_record};
+use crate::backend::{
+    AttnPlan, Backend, BatchMeta, Buffer, CaptureLevel, HostSlot, KvPool, MemKind, NextInputs, Op, Pending,
+    Phase, QueueKind, RowMeta, Sample, SampleRow, Sampler, SlotRecord, StepCaps, Stream, capture,
+};
+use crate::engine::types::RequestId;
+use crate::error::Result;
+use crate::layers::StepContext;
+use crate::layers::decoder::Decoder;
+use crate::limits::{LOGIT_ROWS_CHUNK, MAX_BAD_WORD_TOKENS, MAX_STEPS_IN_FLIGHT, PACKED_RECORD_WORDS};
+use crate::scheduler::{self, PlanRow, StepPlan, TokenSource};
+use crate::tensor::{DType, Tensor};
+
+/// What a runner is built for.
+#[derive(Clone, Debug)]
+pub struct RunnerConfig {
+    pub caps: StepCaps,
+    /// Type of activations.
+    pub dtype: DType,
+    pub kv_dtype: DType,
+    pub page_tokens: u32,
+    /// Pages of the pool, the null page included.
+    pub kv_pages: u32,
+    /// `--enforce-eager` sets `CaptureLevel::Never`.
+    pub capture: CaptureLevel,
+    /// `--cudagraph-capture-sizes`
+    pub capture_sizes: Option<Vec<u32>>,
+}
+
+/// Device state of one rank.
+pub struct Runner {
+    stream: Box<dyn Stream>,
+    parts: Parts,
+    graphs: Graphs,
+    slots: Vec<SlotState>,
+    host_slots: Vec<HostSlot>,
+    /// The upload under construction, in words.
+    words: Vec<u32>,
+    records: Vec<u32>,
+    stops: Vec<u32>,
+    metas: Vec<RowMeta>,
+    prompt_jobs: Vec<PromptJob>,
+    graph_rows_step: u32,
+}
+
+/// What a step reads and the stream does not own.
+struct Parts {
+    model: Arc<Decoder>,
+    kv: KvPool,
+    plans: Vec<AttnPlan>,
+    sampler: Sampler,
+    input: Buffer,
+    output: Buffer,
+    /// [G, R, pages] i32
+    tables: Buffer,
+    /// [R] i32
+    last: Buffer,
+    config: RunnerConfig,
+}
+
+/// Prompt positions of one row whose log-probabilities are wanted in this step.
+#[derive(Clone, Copy, Debug)]
+struct PromptJob {
+    row: u32,
+    /// Prompt index of the first predicted token.
+    first: u32,
+    count: u32,
+    top: u32,
+}
+
+/// A step on the device.
+pub struct InFlight {
+    pending: Pending,
+    output: OutputShape,
+    /// Plan rows that sample, in logits order, with the log-probabilities each wants.
+    sampled: Vec<(u32, Option<u32>)>,
+    prompts: Vec<PromptJob>,
+}
+
+impl Runner {
+    /// Allocates everything a step needs; nothing is allocated on the device afterwards.
+    ///
+    /// # Errors
+    /// Too little memory, or what the device does not support.
+    pub fn new(backend: &dyn Backend, model: Arc<Decoder>, config: RunnerConfig) -> Result<Self> {
+        let caps = &config.caps;
+        let specs = model.attn_specs(config.dtype, config.kv_dtype, config.page_tokens);
+        let plans = specs.iter().map(|s| backend.attn_plan(s, caps)).collect::<Result<Vec<_>>>()?;
+        let kv = backend.kv_pool(&model.kv_groups(config.kv_dtype, config.page_tokens), config.kv_pages)?;
+        let input_words = Layout::new(&largest_shape(caps), &plans).words.max(largest_record(&config));
+        let output_words = largest_output(caps).words();
+        let device = |shape: &[u32], dtype| backend.buffer(shape, dtype, MemKind::Device);
+        let parts = Parts {
+            kv,
+            plans,
+            sampler: backend.sampler(caps)?,
+            input: device(&[input_words], DType::U32)?,
+            output: device(&[output_words], DType::U32)?,
+            tables: device(&[caps.groups, caps.rows, caps.pages_per_row], DType::I32)?,
+            last: device(&[caps.rows], DType::I32)?,
+            model,
+            config: config.clone(),
+        };
+        let host_slots = (0..=MAX_STEPS_IN_FLIGHT)
+            .map(|_| backend.host_slot(output_words as usize * 4))
+            .collect::<Result<Vec<_>>>()?;
+        let graph_rows_step = backend.info().graph_row_step;
+        let graphs = match config.capture {
+            CaptureLevel::Never => Graphs::none(),
+            _ => Graphs::new(caps.rows, graph_rows_step, config.capture_sizes.as_deref()),
+        };
+        Ok(Runner {
+            stream: backend.stream(QueueKind::Compute, caps, &[])?,
+            graphs,
+            slots: vec![SlotState::EMPTY; caps.rows as usize],
+            host_slots,
+            words: vec![0; input_words as usize],
+            records: Vec::new(),
+            stops: Vec::new(),
+            metas: Vec::with_capacity(caps.rows as usize),
+            prompt_jobs: Vec::new(),
+            graph_rows_step,
+            parts,
+        })
+    }
+
+    /// The stream's watchdog handle.
+    pub fn control(&self) -> Arc<dyn crate::backend::Control> {
+        self.stream.control()
+    }
+
+    /// How many decode graphs have been captured.
+    pub fn graphs_captured(&self) -> usize {
+        self.graphs.captured()
+    }
+
+    /// Enqueues one step. `view` answers for every request in the plan.
+    ///
+    /// # Errors
+    /// From the device.
+    ///
+    /// # Panics
+    /// If more than `limits::MAX_STEPS_IN_FLIGHT` steps are in flight, or the plan exceeds the capacities.
+    pub fn launch<'v>(
+        &mut self,
+        plan: &StepPlan,
+        view: &dyn Fn(RequestId) -> RequestView<'v>,
+    ) -> Result<InFlight> {
+        let top = self.admit(plan, view)?;
+        let sampled = self.sampled_rows(plan);
+        let top = top.filter(|_| !sampled.is_empty());
+        let shape = self.shape(plan, &sampled);
+        let graph = self.graph_bucket(plan, &shape, top);
+        let shape = graph.map_or(shape, |(_, rows)| StepShape::decode(rows, self.parts.config.caps.groups));
+        let layout = Layout::new(&shape, &self.parts.plans);
+        let output = OutputShape::new(&shape, top, self.prompt_jobs.iter().map(|j| j.top).max().unwrap_or(0));
+        if let Some((bucket, _)) = graph.filter(|g| self.graphs.get(g.0).is_none()) {
+            self.capture(bucket, &shape, &layout)?;
+        }
+        self.pack(plan, view, &layout, &sampled)?;
+        self.stream.upload(bytes_of(&self.words[..layout.words as usize]), self.parts.input.tensor())?;
+        match graph.and_then(|g| self.graphs.get(g.0)) {
+            Some(captured) => self.stream.replay(captured)?,
+            None => run_eager(&self.parts, &mut *self.stream, &shape, &layout, &output)?,
+        }
+        let slot = self.host_slots.pop().unwrap_or_else(|| panic!("more steps in flight than host slots"));
+        let pending = self.stream.download(self.parts.output.tensor().cols_at(0, output.words()), slot)?;
+        Ok(InFlight { pending, output, sampled, prompts: self.prompt_jobs.clone() })
+    }
+
+    /// Waits for a step and reads its results into `results`.
+    ///
+    /// # Errors
+    /// From the device.
+    pub fn finish(&mut self, step: InFlight, results: &mut StepResults) -> Result<()> {
+        let slot = self.stream.wait(step.pending)?;
+        results.samples.clear();
+        results.prompts.clear();
+        let words = Words(slot.bytes());
+        for (i, (row, logprobs)) in step.sampled.iter().enumerate() {
+            let logprobs = logprobs.and_then(|n| step.output.read_sampled(words, i as u32, n));
+            results.samples.push(RowSample { row: *row, token: words.get(i as u32), logprobs });
+        }
+        let mut at = 0;
+        for job in &step.prompts {
+            let entries = (at..at + job.count).map(|i| step.output.read_prompt(words, i, job.top)).collect();
+            results.prompts.push(PromptPart { row: job.row, first: job.first, entries });
+            at += job.count;
+        }
+        self.host_slots.push(slot);
+        Ok(())
+    }
+
+    /// Sends sampler records that are too long for the packed upload ahead of the step: long prompts under a
+    /// repetition penalty, large bias lists. Steady steps have none.
+    fn flush_long_records(&mut self) -> Result<()> {
+        let len = self.records.len();
+        if len <= PACKED_RECORD_WORDS {
+            return Ok(());
+        }
+        let input = self.parts.input.tensor();
+        self.stream.upload(bytes_of(&self.records), input)?;
+        let records = input.cols_at(0, len as u32);
+        self.stream.op(&Op::UpdateSampler { sampler: &self.parts.sampler, records })?;
+        self.records.clear();
+        Ok(())
+    }
+
+    /// Resets the slots of newly admitted rows, collects prompt log-probability jobs, and says how many best ids
+    /// the step's log-probabilities need.
+    fn admit<'v>(
+        &mut self,
+        plan: &StepPlan,
+        view: &dyn Fn(RequestId) -> RequestView<'v>,
+    ) -> Result<Option<u32>> {
+        self.records.clear();
+        self.prompt_jobs.clear();
+        let mut top = None;
+        for (i, row) in plan.rows.iter().enumerate() {
+            if row.admitted.is_some() {
+                let request = view(row.id);
+                self.slots[row.slot as usize] = SlotState::new(row.slot, &request);
+                write_record(row.slot, &request, &mut self.stops, &mut self.records);
+                self.flush_long_records()?;
+            }
+            if row.sample {
+                top = top.max(self.slots[row.slot as usize].logprobs);
+            }
+            if row.phase == scheduler::Phase::Prompt {
+                self.prompt_jobs.extend(prompt_job(i as u32, row, &view(row.id)));
+            }
+        }
+        if !self.records.is_empty() {
+            self.records.push(SlotRecord::END);
+        }
+        Ok(top)
+    }
+
+    fn sampled_rows(&self, plan: &StepPlan) -> Vec<(u32, Option<u32>)> {
+        let wanted = |r: &PlanRow| self.slots[r.slot as usize].logprobs;
+        let rows = plan.rows.iter().enumerate().filter(|(_, r)| r.sample);
+        rows.map(|(i, r)| (i as u32, wanted(r))).collect()
+    }
+
+    fn shape(&self, plan: &StepPlan, sampled: &[(u32, Option<u32>)]) -> StepShape {
+        StepShape {
+            rows: plan.rows.len() as u32,
+            tokens: plan.tokens,
+            logits: sampled.len() as u32,
+            deltas: plan.table_deltas.len() as u32,
+            record_words: self.records.len() as u32,
+            prompt_logits: self.prompt_jobs.iter().map(|j| j.count).sum(),
+        }
+    }
+
+    /// The graph bucket of a plain decode step: every row one token, all sampled, nobody new, no log-probabilities.
+    fn graph_bucket(&self, plan: &StepPlan, shape: &StepShape, top: Option<u32>) -> Option<(usize, u32)> {
+        let groups = self.parts.config.caps.groups;
+        let plain = shape.tokens == shape.rows
+            && shape.logits == shape.rows
+            && shape.record_words == 0
+            && shape.prompt_logits == 0
+            && top.is_none()
+            && plan.generated_rows == shape.rows;
+        let (bucket, rows) = self.graphs.bucket(shape.rows).filter(|_| plain)?;
+        (shape.deltas <= rows * groups).then_some((bucket, rows))
+    }
+
+    /// Captures a decode bucket on padding only.
+    fn capture(&mut self, bucket: usize, shape: &StepShape, layout: &Layout) -> Result<()> {
+        let sampled = [];
+        self.pack(&StepPlan::default(), &|_| unreachable!("an empty plan has no rows"), layout, &sampled)?;
+        self.stream.upload(bytes_of(&self.words[..layout.words as usize]), self.parts.input.tensor())?;
+        let output = OutputShape::new(shape, None, 0);
+        let parts = &self.parts;
+        let (graph, ()) = capture(&mut *self.stream, |s| run_eager(parts, s, shape, layout, &output))?;
+        match graph {
+            Some(graph) => self.graphs.put(bucket, graph),
+            None => self.graphs.disable(),
+        }
+        Ok(())
+    }
+
+    /// Writes the upload: real rows first, padding after.
+    fn pack<'v>(
+        &mut self,
+        plan: &StepPlan,
+        view: &dyn Fn(RequestId) -> RequestView<'v>,
+        l: &Layout,
+        sampled: &[(u32, Option<u32>)],
+    ) -> Result<()> {
+        let words = &mut self.words;
+        words[l.staged.range()].fill(-1i32 as u32);
+        words[l.src.range()].fill(-1i32 as u32);
+        words[l.rows.range()].fill(-1i32 as u32);
+        words[l.start.range()].fill(0);
+        words[l.deltas.range()].fill(-1i32 as u32);
+        words[l.logit_rows.range()].fill(-1i32 as u32);
+        words[l.cu_q.range()].fill(plan.tokens);
+        let mut t = 0;
+        for (i, row) in plan.rows.iter().enumerate() {
+            words[l.rows.range()][i] = row.slot;
+            words[l.start.range()][i] = row.start;
+            words[l.cu_q.range()][i] = t as u32;
+            let tokens = t..t + row.q_len as usize;
+            match row.tokens_from {
+                TokenSource::Device => words[l.src.range()][t] = row.slot,
+                TokenSource::Host => {
+                    let from = row.start as usize..(row.start + row.q_len) as usize;
+                    words[l.staged.range()][tokens.clone()].copy_from_slice(&view(row.id).tokens[from]);
+                }
+            }
+            t = tokens.end;
+        }
+        self.pack_samples(plan, l, sampled);
+        self.pack_prompt_jobs(plan, view, l);
+        self.pack_deltas(plan, l);
+        self.words[l.records.range()].copy_from_slice(&self.records);
+        self.pack_plans(plan, l)
+    }
+
+    fn pack_samples(&mut self, plan: &StepPlan, l: &Layout, sampled: &[(u32, Option<u32>)]) {
+        let ends = &mut self.words;
+        for (i, (row, _)) in sampled.iter().enumerate() {
+            let end = ends[l.cu_q.range()][*row as usize + 1];
+            ends[l.logit_rows.range()][i] = end - 1;
+        }
+        for (i, words) in self.words[l.sample.range()].chunks_exact_mut(SampleRow::WORDS).enumerate() {
+            let row = sampled.get(i).map(|s| &plan.rows[s.0 as usize]);
+            let row = row.map(|r| self.slots[r.slot as usize].sample_row(r.sample_position));
+            row.unwrap_or(SampleRow::PADDING).write(words);
+        }
+    }
+
+    fn pack_prompt_jobs<'v>(
+        &mut self,
+        plan: &StepPlan,
+        view: &dyn Fn(RequestId) -> RequestView<'v>,
+        l: &Layout,
+    ) {
+        let mut at = 0;
+        for job in &self.prompt_jobs {
+            let row = &plan.rows[job.row as usize];
+            let first_token = self.words[l.cu_q.range()][job.row as usize];
+            let tokens = view(row.id).tokens;
+            for i in 0..job.count {
+                let predicted = job.first + i;
+                self.words[l.prompt_rows.range()][at] = first_token + (predicted - 1 - row.start);
+                self.words[l.prompt_ids.range()][at] = tokens[predicted as usize];
+                at += 1;
+            }
+        }
+    }
+
+    fn pack_deltas(&mut self, plan: &StepPlan, l: &Layout) {
+        let caps = &self.parts.config.caps;
+        let pairs = self.words[l.deltas.range()].as_chunks_mut::<2>().0;
+        for (pair, d) in pairs.iter_mut().zip(&plan.table_deltas) {
+            let index = (d.group * caps.rows + d.slot) * caps.pages_per_row + d.index;
+            *pair = [index, d.page];
+        }
+    }
+
+    fn pack_plans(&mut self, plan: &StepPlan, l: &Layout) -> Result<()> {
+        self.metas.clear();
+        self.metas.extend(plan.rows.iter().map(|r| RowMeta {
+            q_len: r.q_len,
+            kv_len_max: r.start + r.q_len,
+            phase: match r.phase {
+                scheduler::Phase::Prompt => Phase::Prompt,
+                scheduler::Phase::Generated => Phase::Generated,
+            },
+        }));
+        let batch = BatchMeta { rows: &self.metas, generated: plan.generated_rows as usize };
+        for (p, section) in self.parts.plans.iter().zip(&l.plans) {
+            let into = bytes_of_mut(&mut self.words[section.range()]);
+            self.stream.plan(p, &batch, &mut into[..p.upload_bytes()])?;
+        }
+        Ok(())
+    }
+
+    /// Rows a captured bucket is a multiple of.
+    pub fn graph_row_step(&self) -> u32 {
+        self.graph_rows_step
+    }
+}
+
+/// Prompt positions of this chunk that predict a prompt token.
+fn prompt_job(index: u32, row: &PlanRow, request: &RequestView<'_>) -> Option<PromptJob> {
+    let top = request.params.prompt_logprobs?;
+    let end = (row.start + row.q_len).min(request.prompt_len - 1);
+    let count = end.checked_sub(row.start).filter(|n| *n > 0)?;
+    Some(PromptJob { row: index, first: row.start + 1, count, top })
+}
+
+fn largest_shape(caps: &StepCaps) -> StepShape {
+    StepShape {
+        rows: caps.rows,
+        tokens: caps.tokens.max(caps.rows),
+        logits: caps.rows,
+        deltas: caps.groups * (caps.rows * 2 + caps.tokens),
+        record_words: PACKED_RECORD_WORDS as u32,
+        prompt_logits: caps.tokens,
+    }
+}
+
+/// Words of the longest sampler record a request can need.
+fn largest_record(config: &RunnerConfig) -> u32 {
+    let tokens = config.caps.pages_per_row * config.page_tokens;
+    2 * tokens
+        + 4 * config.caps.vocab
+        + MAX_BAD_WORD_TOKENS
+        + 2 * SlotRecord::HEAD as u32
+        + PACKED_RECORD_WORDS as u32
+}
+
+fn largest_output(caps: &StepCaps) -> OutputShape {
+    OutputShape {
+        logits: caps.rows,
+        prompt: caps.tokens,
+        top: Some(caps.logprobs),
+        prompt_top: caps.logprobs,
+    }
+}
+
+/// All ops of one step. Also the body of a capture: no upload, plan, download or wait in here.
+fn run_eager(
+    p: &Parts,
+    s: &mut dyn Stream,
+    shape: &StepShape,
+    layout: &Layout,
+    output: &OutputShape,
+) -> Result<()> {
+    let v = Views::of(p.input.tensor(), layout);
+    let mark = s.mark();
+    if shape.deltas > 0 {
+        s.op(&Op::UpdateTables { pairs: v.deltas, tables: p.tables.tensor() })?;
+    }
+    if shape.record_words > 0 {
+        s.op(&Op::UpdateSampler { sampler: &p.sampler, records: v.records })?;
+    }
+    let next = next_inputs(p, s, shape, &v)?;
+    for plan in &p.plans {
+        let (kv_len, tables) = (next.kv_len, p.tables.tensor());
+        s.op(&Op::PlanOnDevice { plan, rows: v.rows, kv_len, cu_q: v.cu_q, tables })?;
+    }
+    let ctx = StepContext {
+        positions: next.positions,
+        slots: next.slots,
+        plans: &p.plans,
+        kv: &p.kv,
+        dtype: p.config.dtype,
+    };
+    let hidden = p.model.forward(s, &ctx, next.ids)?;
+    sample(p, s, hidden, &v, output)?;
+    prompt_logprobs(p, s, hidden, &v, output)?;
+    s.release(mark);
+    Ok(())
+}
+
+fn next_inputs(p: &Parts, s: &mut dyn Stream, shape: &StepShape, v: &Views) -> Result<NextInputs> {
+    let mut ints = |shape: &[u32]| s.scratch(shape, DType::I32);
+    let next = NextInputs {
+        prev: p.last.tensor(),
+        accepted: None,
+        src: v.src,
+        staged: v.staged,
+        rows: v.rows,
+        start: v.start,
+        cu_q: v.cu_q,
+        tables: p.tables.tensor(),
+        page_tokens: p.config.page_tokens,
+        ids: ints(&[shape.tokens]),
+        positions: ints(&[shape.tokens]),
+        slots: ints(&[p.config.caps.groups, shape.tokens]),
+        kv_len: ints(&[shape.rows]),
+    };
+    s.op(&Op::NextInputs(next))?;
+    Ok(next)
+}
+
+/// Logits and samples, in chunks of `LOGIT_ROWS_CHUNK` rows.
+fn sample(p: &Parts, s: &mut dyn Stream, hidden: Tensor, v: &Views, output: &OutputShape) -> Result<()> {
+    let buffer = p.output.tensor();
+    for (first, count) in chunks(output.logits) {
+        let mark = s.mark();
+        let logits = p.model.logits(s, hidden, v.logit_rows.cols_at(first, count))?;
+        s.op(&Op::Sample(Sample {
+            logits,
+            sampler: &p.sampler,
+            rows: v.sample.rows_at(first, count),
+            draft: None,
+            mask: None,
+            ids: output.ids(buffer).cols_at(first, count),
+            last: p.last.tensor(),
+            accepted: None,
+            logprobs: output.sampled(buffer, first, count),
+        }))?;
+        s.release(mark);
+    }
+    Ok(())
+}
+
+fn prompt_logprobs(
+    p: &Parts,
+    s: &mut dyn Stream,
+    hidden: Tensor,
+    v: &Views,
+    output: &OutputShape,
+) -> Result<()> {
+    for (first, count) in chunks(output.prompt) {
+        let mark = s.mark();
+        let logits = p.model.logits(s, hidden, v.prompt_rows.cols_at(first, count))?;
+        let out = output.prompt(p.output.tensor(), first, count);
+        s.op(&Op::LogProbs { logits, ids: v.prompt_ids.cols_at(first, count), out })?;
+        s.release(mark);
+    }
+    Ok(())
+}
+
+fn chunks(rows: u32) -> impl Iterator<Item = (u32, u32)> {
+    (0..rows).step_by(LOGIT_ROWS_CHUNK as usize).map(move |at| (at, LOGIT_ROWS_CHUNK.min(rows - at)))
+}
+
+fn bytes_of(words: &[u32]) -> &[u8] {
+    bytemuck::cast_slice(words)
+}
+
+fn bytes_of_mut(words: &mut [u32]) -> &mut [u8] {
+    bytemuck::cast_slice_mut(words)
+}
