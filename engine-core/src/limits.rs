@@ -31,8 +31,8 @@ pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Most dimensions of a tensor in a checkpoint.
 pub const MAX_TENSOR_RANK: usize = 8;
 /// Largest pickle inside a torch checkpoint (tensor bytes lie outside of it).
-pub const MAX_PICKLE_BYTES: u64 = 64 << 20;
-/// Most objects a torch checkpoint's pickle may make.
+pub const MAX_PICKLE_BYTES: u64 = 32 << 20;
+/// Most values a torch checkpoint's pickle may push (about 25 a tensor).
 pub const MAX_PICKLE_OBJECTS: usize = 4_000_000;
 /// Most entries of a torch checkpoint's zip directory.
 pub const MAX_ZIP_ENTRIES: u64 = 1_000_000;

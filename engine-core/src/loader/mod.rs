@@ -9,12 +9,15 @@ pub mod dtype;
 pub mod fill;
 mod index;
 pub mod mmap;
+mod pickle;
 pub mod safetensors;
 pub mod shapes;
 pub mod source;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod torch_bin;
+mod torch_legacy;
+mod torch_zip;
 
 pub use checkpoint::{Checkpoint, LoadFormat};
 pub use dtype::FileDType;
