@@ -5,12 +5,20 @@
 //! value of a table entry that points nowhere.
 //!
 //! Contract with the device queue: pages freed while steps are in flight may be handed out at once, because whoever
-//! gets them writes in a later step of the same in-order queue.
+//! gets them writes in a later step of the same in-order queue. A queue of its own (offload) must wait for the
+//! ticket of the step that freed them.
 
+pub mod faults;
 pub mod groups;
+pub mod manager;
+pub mod pages;
+pub mod prefix;
+pub mod siphash;
 pub mod tables;
 
 pub use groups::{GroupKind, GroupSpec};
+pub use manager::{KvConfig, KvManager, PrefixHit};
+pub use prefix::{PrefixCaching, random_key};
 pub use tables::TableDelta;
 
 /// A page number. 0 is [`NULL_PAGE`].
