@@ -18,6 +18,7 @@ pub(crate) mod testing;
 pub mod torch_bin;
 mod torch_legacy;
 mod torch_zip;
+pub mod write;
 
 pub use checkpoint::{Checkpoint, LoadFormat};
 pub use dtype::FileDType;
