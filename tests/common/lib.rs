@@ -1,4 +1,7 @@
 //! What the tests share: cases, tolerances, fixtures.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod engine;
 
 use std::path::PathBuf;
 

@@ -1,3 +1,9 @@
-//! The engine loop and its public face: [`handle::EngineHandle`] in, [`types::StepOutputs`] out.
+//! The engine loop and its public face: [`EngineHandle`] in, [`types::StepOutputs`] out.
 
+pub mod build;
+pub mod core;
+pub mod handle;
 pub mod types;
+
+pub use build::{EngineOptions, StartupReport, start};
+pub use handle::{EngineHandle, EngineState, QueueLimits};

@@ -122,6 +122,24 @@ impl From<u32> for TokenBatch {
 #[derive(Clone, Debug, Default)]
 pub struct StepOutputs {
     pub rows: Vec<RowOutput>,
+    pub stats: StepStats,
+}
+
+/// The engine's figures after a step, for metrics. Counters run since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepStats {
+    pub running: u32,
+    pub waiting: u32,
+    pub kv_pages_used: u32,
+    pub kv_pages: u32,
+    pub preemptions: u64,
+    /// Tokens looked up and found in the prefix cache.
+    pub prefix_queries: u64,
+    pub prefix_hits: u64,
+    /// Tokens this step computed: of prompts, and of generated positions.
+    pub prompt_tokens: u32,
+    pub generated_tokens: u32,
+    pub steps: u64,
 }
 
 /// Where the engine thread delivers its outputs: called once per step, must not block.

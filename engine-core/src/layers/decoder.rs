@@ -82,107 +82,45 @@ impl KvLayout {
     }
 }
 
-/// A loaded decoder.
-pub struct Decoder {
-    embed: Weight,
-    layers: Vec<(Attention, Mlp)>,
-    norm: Weight,
-    head: Weight,
-    shape: DecoderShape,
+/// A decoder before its weights: what sizes are decided from.
+#[derive(Clone, Debug)]
+pub struct DecoderPlan {
+    spec: DecoderSpec,
     layout: KvLayout,
+    shape: DecoderShape,
 }
 
-/// Sizes the engine asks a model for.
-#[derive(Clone, Copy, Debug)]
-pub struct DecoderShape {
-    pub vocab: u32,
-    pub hidden: u32,
-    pub q_heads: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-    pub eps: f32,
-}
-
-impl Decoder {
-    /// Loads every weight. `positions` is the longest context to serve: the length of the rope table.
-    ///
-    /// # Errors
-    /// A missing, misshapen or unreadable tensor, by name; too little memory.
-    pub fn load(l: &WeightLoader<'_>, c: &ModelConfig, spec: &DecoderSpec, positions: u32) -> Result<Self> {
-        let layout = KvLayout::of(&c.layer_windows);
-        let rope = l.table("rope", &rope_table(&c.rope, positions), c.rope.rotary_dim)?;
-        let layers = l.parallel(c.num_hidden_layers, |i| {
-            let attention = load_attention(l, c, spec, i, layout.places[i as usize], &rope)?;
-            Ok((attention, load_mlp(l, c, spec, i)?))
-        })?;
-        let (v, h) = (c.vocab_size, c.hidden_size);
-        let tied = c.tie_word_embeddings;
-        let uses = if tied { Uses::Both } else { Uses::Embed };
-        let embed = l.matrix(&["model.embed_tokens.weight"], &[v], h, Fuse::One, uses)?;
-        let head = match tied {
-            true => embed.clone(),
-            false => l.matrix(&["lm_head.weight"], &[v], h, Fuse::One, Uses::Linear)?,
-        };
-        let norm = l.vector("model.norm.weight", h)?;
+impl DecoderPlan {
+    /// From a configuration and what its family makes of it.
+    pub fn new(c: &ModelConfig, spec: DecoderSpec) -> Self {
         let shape = DecoderShape {
-            vocab: v,
-            hidden: h,
+            vocab: c.vocab_size,
+            hidden: c.hidden_size,
             q_heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
             head_dim: c.head_dim,
             eps: c.rms_norm_eps,
         };
-        Ok(Decoder { embed, layers, norm, head, shape, layout })
+        DecoderPlan { spec, layout: KvLayout::of(&c.layer_windows), shape }
     }
 
-    /// Sizes.
-    pub fn shape(&self) -> &DecoderShape {
-        &self.shape
-    }
-
-    /// Device memory of all weights.
-    pub fn weight_bytes(&self) -> u64 {
-        let layer = |(a, m): &(Attention, Mlp)| {
-            let norms = a.qk_norm.iter().flat_map(|(q, k)| [q, k]);
-            let biases = [&a.qkv_bias, &a.o_bias, &m.gate_up_bias, &m.down_bias].into_iter().flatten();
-            let all = [&a.norm, &a.qkv, &a.o, &m.norm, &m.gate_up, &m.down];
-            all.into_iter().chain(norms).chain(biases).map(|w| w.meta().bytes).sum::<u64>()
-        };
-        let head = if self.head.meta().uses == Uses::Both { 0 } else { self.head.meta().bytes };
-        let rope = self.layers.first().map_or(0, |l| l.0.rope.meta().bytes);
-        let layers: u64 = self.layers.iter().map(layer).sum();
-        layers + self.embed.meta().bytes + head + self.norm.meta().bytes + rope
-    }
-
-    /// The decoder layers over ids [T] i32: the residual stream [T, H] after the last one, before the final norm.
-    pub fn forward(&self, s: &mut dyn Stream, ctx: &StepContext<'_>, ids: Tensor) -> Result<Tensor> {
-        let residual = s.scratch(&[ids.len() as u32, self.shape.hidden], ctx.dtype);
-        s.op(&Op::Embed { table: &self.embed, ids, out: residual })?;
-        let mut h = Hidden { residual, delta: None };
-        for (attention, mlp) in &self.layers {
-            h = attention.forward(s, ctx, h)?;
-            h = mlp.forward(s, ctx, h)?;
-        }
-        Ok(h.residual)
-    }
-
-    /// Logits [L, V] f32 of the rows [L] i32 of `hidden` [T, H].
-    pub fn logits(&self, s: &mut dyn Stream, hidden: Tensor, rows: Tensor) -> Result<Tensor> {
-        let count = rows.len() as u32;
-        let logits = s.scratch(&[count, self.shape.vocab], DType::F32);
-        let mark = s.mark();
-        let picked = s.scratch(&[count, self.shape.hidden], hidden.dtype());
-        s.op(&Op::GatherRows { x: hidden, rows, out: picked })?;
-        let x = s.act_for(&self.head, count, hidden.dtype(), crate::backend::sugar::KeepPlain::No);
-        s.norm(picked, None, &self.norm, self.shape.eps, x)?;
-        s.linear(x, &self.head, Epilogue::default(), Act::from(logits))?;
-        s.release(mark);
-        Ok(logits)
+    /// How layers share page tables.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
     }
 
     /// KV groups for the backend's pool.
     pub fn kv_groups(&self, dtype: DType, page_tokens: u32) -> Vec<KvGroupSpec> {
-        kv_groups(&self.layout, &self.shape, dtype, page_tokens)
+        let spec = |(window, layers): &(Option<u32>, u32)| KvGroupSpec {
+            kind: window.map_or(KvKind::Full, |tokens| KvKind::Window { tokens }),
+            layers: *layers,
+            kv_heads: self.shape.kv_heads,
+            k_dim: self.shape.head_dim,
+            v_dim: self.shape.head_dim,
+            dtype,
+            page_tokens,
+        };
+        self.layout.groups.iter().map(spec).collect()
     }
 
     /// One attention spec per KV group.
@@ -202,17 +140,94 @@ impl Decoder {
     }
 }
 
-fn kv_groups(layout: &KvLayout, shape: &DecoderShape, dtype: DType, page_tokens: u32) -> Vec<KvGroupSpec> {
-    let spec = |(window, layers): &(Option<u32>, u32)| KvGroupSpec {
-        kind: window.map_or(KvKind::Full, |tokens| KvKind::Window { tokens }),
-        layers: *layers,
-        kv_heads: shape.kv_heads,
-        k_dim: shape.head_dim,
-        v_dim: shape.head_dim,
-        dtype,
-        page_tokens,
-    };
-    layout.groups.iter().map(spec).collect()
+/// A loaded decoder.
+pub struct Decoder {
+    embed: Weight,
+    layers: Vec<(Attention, Mlp)>,
+    norm: Weight,
+    head: Weight,
+    plan: DecoderPlan,
+}
+
+/// Sizes the engine asks a model for.
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderShape {
+    pub vocab: u32,
+    pub hidden: u32,
+    pub q_heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub eps: f32,
+}
+
+impl Decoder {
+    /// Loads every weight. `positions` is the longest context to serve: the length of the rope table.
+    ///
+    /// # Errors
+    /// A missing, misshapen or unreadable tensor, by name; too little memory.
+    pub fn load(l: &WeightLoader<'_>, c: &ModelConfig, plan: &DecoderPlan, positions: u32) -> Result<Self> {
+        let (spec, layout) = (&plan.spec, &plan.layout);
+        let rope = l.table("rope", &rope_table(&c.rope, positions), c.rope.rotary_dim)?;
+        let layers = l.parallel(c.num_hidden_layers, |i| {
+            let attention = load_attention(l, c, spec, i, layout.places[i as usize], &rope)?;
+            Ok((attention, load_mlp(l, c, spec, i)?))
+        })?;
+        let (v, h) = (c.vocab_size, c.hidden_size);
+        let tied = c.tie_word_embeddings;
+        let uses = if tied { Uses::Both } else { Uses::Embed };
+        let embed = l.matrix(&["model.embed_tokens.weight"], &[v], h, Fuse::One, uses)?;
+        let head = match tied {
+            true => embed.clone(),
+            false => l.matrix(&["lm_head.weight"], &[v], h, Fuse::One, Uses::Linear)?,
+        };
+        let norm = l.vector("model.norm.weight", h)?;
+        Ok(Decoder { embed, layers, norm, head, plan: plan.clone() })
+    }
+
+    /// What it was made from.
+    pub fn plan(&self) -> &DecoderPlan {
+        &self.plan
+    }
+
+    /// Device memory of all weights.
+    pub fn weight_bytes(&self) -> u64 {
+        let layer = |(a, m): &(Attention, Mlp)| {
+            let norms = a.qk_norm.iter().flat_map(|(q, k)| [q, k]);
+            let biases = [&a.qkv_bias, &a.o_bias, &m.gate_up_bias, &m.down_bias].into_iter().flatten();
+            let all = [&a.norm, &a.qkv, &a.o, &m.norm, &m.gate_up, &m.down];
+            all.into_iter().chain(norms).chain(biases).map(|w| w.meta().bytes).sum::<u64>()
+        };
+        let head = if self.head.meta().uses == Uses::Both { 0 } else { self.head.meta().bytes };
+        let rope = self.layers.first().map_or(0, |l| l.0.rope.meta().bytes);
+        let layers: u64 = self.layers.iter().map(layer).sum();
+        layers + self.embed.meta().bytes + head + self.norm.meta().bytes + rope
+    }
+
+    /// The decoder layers over ids [T] i32: the residual stream [T, H] after the last one, before the final norm.
+    pub fn forward(&self, s: &mut dyn Stream, ctx: &StepContext<'_>, ids: Tensor) -> Result<Tensor> {
+        let residual = s.scratch(&[ids.len() as u32, self.plan.shape.hidden], ctx.dtype);
+        s.op(&Op::Embed { table: &self.embed, ids, out: residual })?;
+        let mut h = Hidden { residual, delta: None };
+        for (attention, mlp) in &self.layers {
+            h = attention.forward(s, ctx, h)?;
+            h = mlp.forward(s, ctx, h)?;
+        }
+        Ok(h.residual)
+    }
+
+    /// Logits [L, V] f32 of the rows [L] i32 of `hidden` [T, H].
+    pub fn logits(&self, s: &mut dyn Stream, hidden: Tensor, rows: Tensor) -> Result<Tensor> {
+        let count = rows.len() as u32;
+        let logits = s.scratch(&[count, self.plan.shape.vocab], DType::F32);
+        let mark = s.mark();
+        let picked = s.scratch(&[count, self.plan.shape.hidden], hidden.dtype());
+        s.op(&Op::GatherRows { x: hidden, rows, out: picked })?;
+        let x = s.act_for(&self.head, count, hidden.dtype(), crate::backend::sugar::KeepPlain::No);
+        s.norm(picked, None, &self.norm, self.plan.shape.eps, x)?;
+        s.linear(x, &self.head, Epilogue::default(), Act::from(logits))?;
+        s.release(mark);
+        Ok(logits)
+    }
 }
 
 fn load_attention(

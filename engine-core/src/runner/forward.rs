@@ -10,7 +10,6 @@ use crate::backend::{
     AttnPlan, Backend, BatchMeta, Buffer, CaptureLevel, HostSlot, KvPool, MemKind, NextInputs, Op, Pending,
     Phase, QueueKind, RowMeta, Sample, SampleRow, Sampler, SlotRecord, StepCaps, Stream, capture,
 };
-use crate::engine::types::RequestId;
 use crate::error::Result;
 use crate::layers::StepContext;
 use crate::layers::decoder::Decoder;
@@ -91,9 +90,10 @@ impl Runner {
     /// Too little memory, or what the device does not support.
     pub fn new(backend: &dyn Backend, model: Arc<Decoder>, config: RunnerConfig) -> Result<Self> {
         let caps = &config.caps;
-        let specs = model.attn_specs(config.dtype, config.kv_dtype, config.page_tokens);
+        let specs = model.plan().attn_specs(config.dtype, config.kv_dtype, config.page_tokens);
         let plans = specs.iter().map(|s| backend.attn_plan(s, caps)).collect::<Result<Vec<_>>>()?;
-        let kv = backend.kv_pool(&model.kv_groups(config.kv_dtype, config.page_tokens), config.kv_pages)?;
+        let kv =
+            backend.kv_pool(&model.plan().kv_groups(config.kv_dtype, config.page_tokens), config.kv_pages)?;
         let input_words = Layout::new(&largest_shape(caps), &plans).words.max(largest_record(&config));
         let output_words = largest_output(caps).words();
         let device = |shape: &[u32], dtype| backend.buffer(shape, dtype, MemKind::Device);
@@ -141,7 +141,7 @@ impl Runner {
         self.graphs.captured()
     }
 
-    /// Enqueues one step. `view` answers for every request in the plan.
+    /// Enqueues one step. `view` answers for every row of the plan.
     ///
     /// # Errors
     /// From the device.
@@ -151,7 +151,7 @@ impl Runner {
     pub fn launch<'v>(
         &mut self,
         plan: &StepPlan,
-        view: &dyn Fn(RequestId) -> RequestView<'v>,
+        view: &dyn Fn(&PlanRow) -> RequestView<'v>,
     ) -> Result<InFlight> {
         let top = self.admit(plan, view)?;
         let sampled = self.sampled_rows(plan);
@@ -218,14 +218,14 @@ impl Runner {
     fn admit<'v>(
         &mut self,
         plan: &StepPlan,
-        view: &dyn Fn(RequestId) -> RequestView<'v>,
+        view: &dyn Fn(&PlanRow) -> RequestView<'v>,
     ) -> Result<Option<u32>> {
         self.records.clear();
         self.prompt_jobs.clear();
         let mut top = None;
         for (i, row) in plan.rows.iter().enumerate() {
             if row.admitted.is_some() {
-                let request = view(row.id);
+                let request = view(row);
                 self.slots[row.slot as usize] = SlotState::new(row.slot, &request);
                 write_record(row.slot, &request, &mut self.stops, &mut self.records);
                 self.flush_long_records()?;
@@ -234,7 +234,7 @@ impl Runner {
                 top = top.max(self.slots[row.slot as usize].logprobs);
             }
             if row.phase == scheduler::Phase::Prompt {
-                self.prompt_jobs.extend(prompt_job(i as u32, row, &view(row.id)));
+                self.prompt_jobs.extend(prompt_job(i as u32, row, &view(row)));
             }
         }
         if !self.records.is_empty() {
@@ -292,7 +292,7 @@ impl Runner {
     fn pack<'v>(
         &mut self,
         plan: &StepPlan,
-        view: &dyn Fn(RequestId) -> RequestView<'v>,
+        view: &dyn Fn(&PlanRow) -> RequestView<'v>,
         l: &Layout,
         sampled: &[(u32, Option<u32>)],
     ) -> Result<()> {
@@ -314,7 +314,7 @@ impl Runner {
                 TokenSource::Device => words[l.src.range()][t] = row.slot,
                 TokenSource::Host => {
                     let from = row.start as usize..(row.start + row.q_len) as usize;
-                    words[l.staged.range()][tokens.clone()].copy_from_slice(&view(row.id).tokens[from]);
+                    words[l.staged.range()][tokens.clone()].copy_from_slice(&view(row).tokens[from]);
                 }
             }
             t = tokens.end;
@@ -342,14 +342,14 @@ impl Runner {
     fn pack_prompt_jobs<'v>(
         &mut self,
         plan: &StepPlan,
-        view: &dyn Fn(RequestId) -> RequestView<'v>,
+        view: &dyn Fn(&PlanRow) -> RequestView<'v>,
         l: &Layout,
     ) {
         let mut at = 0;
         for job in &self.prompt_jobs {
             let row = &plan.rows[job.row as usize];
             let first_token = self.words[l.cu_q.range()][job.row as usize];
-            let tokens = view(row.id).tokens;
+            let tokens = view(row).tokens;
             for i in 0..job.count {
                 let predicted = job.first + i;
                 self.words[l.prompt_rows.range()][at] = first_token + (predicted - 1 - row.start);
@@ -390,6 +390,31 @@ impl Runner {
     pub fn graph_row_step(&self) -> u32 {
         self.graph_rows_step
     }
+}
+
+/// Bytes of scratch the largest step draws: the arena to give the stream.
+pub fn arena_bytes(model: &DecoderSizes, caps: &StepCaps, dtype: DType) -> u64 {
+    let aligned = |elements: u64, dtype: DType| (elements * dtype.size_bytes() as u64).next_multiple_of(256);
+    let tokens = u64::from(caps.tokens.max(caps.rows));
+    let [h, qkv, q, i, v] =
+        [model.hidden, model.qkv, model.q, model.intermediate, model.vocab].map(u64::from);
+    let act = |width: u64| aligned(tokens * width, dtype);
+    let attention = act(h) + act(qkv) + act(q);
+    let mlp = act(h) + act(i);
+    let logits = u64::from(LOGIT_ROWS_CHUNK.min(caps.rows.max(caps.tokens)));
+    let head = aligned(logits * v, DType::F32) + 2 * aligned(logits * h, dtype);
+    let inputs = 4 * aligned(tokens * u64::from(caps.groups + 3), DType::I32);
+    inputs + act(h) + attention.max(mlp).max(head) + (64 << 10)
+}
+
+/// Widths that size the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderSizes {
+    pub hidden: u32,
+    pub q: u32,
+    pub qkv: u32,
+    pub intermediate: u32,
+    pub vocab: u32,
 }
 
 /// Prompt positions of this chunk that predict a prompt token.

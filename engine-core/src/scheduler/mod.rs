@@ -217,6 +217,12 @@ impl Scheduler {
         !self.ids.is_empty()
     }
 
+    /// The prompt's length of a request that has never had a slot, if this is one.
+    pub fn waits_for_first_admission(&self, id: RequestId) -> Option<usize> {
+        let row = &self.rows[*self.ids.get(&id)?];
+        (matches!(row.stage, Stage::Waiting) && !row.was_preempted).then_some(row.request.prompt.len())
+    }
+
     /// Steps planned and not committed.
     pub fn steps_in_flight(&self) -> usize {
         self.in_flight.len()

@@ -1,0 +1,391 @@
+//! From a backend, a configuration and weights to a running engine: sizes everything, loads, starts the thread.
+
+use std::sync::Arc;
+
+use super::core::{Engine, LoopState};
+use super::handle::{EngineHandle, EngineState, QueueLimits};
+use super::types::OutputSink;
+use crate::backend::{AttnSpec, Backend, CaptureLevel, Control, Invariance, KvGroupSpec, KvKind, StepCaps};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::kv::{GroupKind, GroupSpec, KvConfig, PrefixCaching, prefix};
+use crate::layers::decoder::{Decoder, DecoderPlan, check_supported};
+use crate::loader::source::{WeightLoader, WeightSource};
+use crate::models;
+use crate::runner::forward::{DecoderSizes, arena_bytes};
+use crate::runner::{Runner, RunnerConfig};
+use crate::scheduler::{ChunkedPrefill, Scheduler, SchedulerConfig, SchedulingPolicy};
+use crate::tensor::DType;
+
+/// Everything an operator decides about an engine.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Type of activations and weights; `None` takes the checkpoint's, as far as the device has it.
+    pub dtype: Option<DType>,
+    /// `None` follows `dtype`.
+    pub kv_dtype: Option<DType>,
+    /// `None` takes the configuration's.
+    pub max_model_len: Option<MaxModelLen>,
+    pub max_num_seqs: Option<u32>,
+    pub max_num_batched_tokens: Option<u32>,
+    /// Tokens a page; `None` takes the device's preference.
+    pub block_size: Option<u32>,
+    pub kv_cache_memory_bytes: Option<u64>,
+    pub prefix_caching: PrefixCaching,
+    pub chunked_prefill: ChunkedPrefill,
+    pub policy: SchedulingPolicy,
+    pub capture: CaptureLevel,
+    pub capture_sizes: Option<Vec<u32>>,
+    /// Steps in flight: 2, or 1 with `--no-async-scheduling`.
+    pub steps_in_flight: usize,
+    /// Most best ids per position.
+    pub max_logprobs: u32,
+    pub queue: QueueLimits,
+    pub loader_threads: u32,
+}
+
+/// The context length asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaxModelLen {
+    Tokens(u32),
+    /// As long as the memory allows.
+    Auto,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            dtype: None,
+            kv_dtype: None,
+            max_model_len: None,
+            max_num_seqs: None,
+            max_num_batched_tokens: None,
+            block_size: None,
+            kv_cache_memory_bytes: None,
+            prefix_caching: PrefixCaching::AllPages,
+            chunked_prefill: ChunkedPrefill::On { long_prefill_token_threshold: None },
+            policy: SchedulingPolicy::Fcfs,
+            capture: CaptureLevel::Any,
+            capture_sizes: None,
+            steps_in_flight: 2,
+            max_logprobs: 20,
+            queue: QueueLimits { requests: crate::limits::MAX_QUEUED_REQUESTS, tokens: None },
+            loader_threads: 2,
+        }
+    }
+}
+
+/// What start-up found and decided, for the start-up table.
+#[derive(Clone, Debug)]
+pub struct StartupReport {
+    pub device: String,
+    pub device_name: String,
+    pub architecture: &'static str,
+    pub dtype: DType,
+    pub kv_dtype: DType,
+    pub weight_bytes: u64,
+    pub arena_bytes: u64,
+    pub kv_bytes: u64,
+    pub kv_tokens: u64,
+    pub max_model_len: u32,
+    pub max_num_seqs: u32,
+    pub max_num_batched_tokens: u32,
+    pub block_size: u32,
+    pub kv_pages: u32,
+    pub vocab_size: u32,
+}
+
+impl StartupReport {
+    /// How many requests of the full context length fit into the KV cache at once.
+    pub fn full_length_requests(&self) -> f64 {
+        self.kv_tokens as f64 / f64::from(self.max_model_len)
+    }
+}
+
+/// A running engine.
+pub struct Running {
+    pub handle: EngineHandle,
+    pub report: StartupReport,
+    /// The stream's watchdog handle.
+    pub control: Arc<dyn Control>,
+    pub thread: std::thread::JoinHandle<()>,
+}
+
+/// Sizes decided before a byte of weights is read.
+struct Sizes {
+    dtype: DType,
+    kv_dtype: DType,
+    page_tokens: u32,
+    max_num_seqs: u32,
+    tokens: u32,
+    groups: Vec<KvGroupSpec>,
+    specs: Vec<AttnSpec>,
+}
+
+/// Builds and starts an engine. `progress` is told the bytes of each weight loaded.
+///
+/// # Errors
+/// An unknown architecture, settings that contradict each other, an unreadable checkpoint, too little memory.
+pub fn start(
+    backend: Arc<dyn Backend>,
+    config: &ModelConfig,
+    source: &dyn WeightSource,
+    options: &EngineOptions,
+    sink: Box<dyn OutputSink>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Running> {
+    let family = models::find(config)?;
+    let plan = DecoderPlan::new(config, (family.spec)(config)?);
+    let sizes = sizes(&*backend, config, &plan, options)?;
+    check_supported(&*backend, &sizes.specs, sizes.dtype)?;
+    let wanted_len = match options.max_model_len {
+        Some(MaxModelLen::Tokens(n)) => config.max_model_len(Some(n))?,
+        Some(MaxModelLen::Auto) | None => config.max_model_len(None)?,
+    };
+    let loader = WeightLoader {
+        backend: &*backend,
+        source,
+        act_dtype: sizes.dtype,
+        threads: options.loader_threads,
+        progress,
+    };
+    let model = Arc::new(Decoder::load(&loader, config, &plan, wanted_len)?);
+    let mut caps = caps(config, &plan, &sizes, options, wanted_len);
+    caps.arena_bytes = arena_bytes(&decoder_sizes(config), &caps, sizes.dtype);
+    let kv = kv_pages(&*backend, &sizes, options, &mut caps, wanted_len)?;
+    let max_model_len = kv.max_model_len;
+    let scheduler = scheduler(&sizes, options, &kv)?;
+    let (handle, shared, inbox) = EngineHandle::new(options.queue, max_model_len);
+    let runner_config = RunnerConfig {
+        caps: caps.clone(),
+        dtype: sizes.dtype,
+        kv_dtype: sizes.kv_dtype,
+        page_tokens: sizes.page_tokens,
+        kv_pages: kv.pages,
+        capture: options.capture.min(backend.info().capture),
+        capture_sizes: options.capture_sizes.clone(),
+    };
+    let report = report(&*backend, family.architecture, config, &sizes, &caps, &kv, model.weight_bytes());
+    let runner = Runner::new(&*backend, model, runner_config)?;
+    let control = runner.control();
+    let engine = Engine {
+        scheduler,
+        runner,
+        inbox,
+        shared: shared.clone(),
+        sink,
+        depth: options.steps_in_flight.clamp(1, crate::limits::MAX_STEPS_IN_FLIGHT),
+        state: LoopState::default(),
+    };
+    let body = move || {
+        let run = std::panic::AssertUnwindSafe(|| engine.run());
+        if std::panic::catch_unwind(run).is_err() {
+            shared.set_state(EngineState::Lost);
+        }
+    };
+    let thread = std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(body)
+        .map_err(|e| Error::Io { path: "engine thread".to_owned(), reason: e.to_string() })?;
+    Ok(Running { handle, report, control, thread })
+}
+
+fn sizes(
+    backend: &dyn Backend,
+    config: &ModelConfig,
+    plan: &DecoderPlan,
+    options: &EngineOptions,
+) -> Result<Sizes> {
+    let info = backend.info();
+    let dtype = dtype(backend, config, options)?;
+    let kv_dtype = options.kv_dtype.unwrap_or(dtype);
+    if !info.kv_dtypes.contains(&kv_dtype) {
+        return Err(Error::Unsupported(format!(
+            "--kv-cache-dtype {kv_dtype}: {} has {:?}",
+            info.id,
+            info.kv_dtypes.iter().map(|d| d.name()).collect::<Vec<_>>()
+        )));
+    }
+    let page_tokens = options.block_size.unwrap_or(info.page_tokens[0]);
+    if !info.page_tokens.contains(&page_tokens) {
+        return Err(Error::Config(format!(
+            "--block-size {page_tokens}: {} has pages of {:?} tokens",
+            info.id, info.page_tokens
+        )));
+    }
+    let max_num_seqs = options.max_num_seqs.unwrap_or(info.default_num_seqs);
+    let tokens = options.max_num_batched_tokens.unwrap_or(info.default_batched_tokens.max(max_num_seqs));
+    Ok(Sizes {
+        dtype,
+        kv_dtype,
+        page_tokens,
+        max_num_seqs,
+        tokens,
+        groups: plan.kv_groups(kv_dtype, page_tokens),
+        specs: plan.attn_specs(dtype, kv_dtype, page_tokens),
+    })
+}
+
+/// The operator's type, else the checkpoint's if the device has it, else the device's best.
+fn dtype(backend: &dyn Backend, config: &ModelConfig, options: &EngineOptions) -> Result<DType> {
+    let info = backend.info();
+    let Some(dtype) = options.dtype else {
+        let own = config.dtype.filter(|d| info.dtypes.contains(d));
+        return Ok(own.unwrap_or(info.dtypes[0]));
+    };
+    if info.dtypes.contains(&dtype) {
+        return Ok(dtype);
+    }
+    let known: Vec<&str> = info.dtypes.iter().map(|d| d.name()).collect();
+    Err(Error::Unsupported(format!("--dtype {dtype}: {} runs {}", info.id, known.join(", "))))
+}
+
+fn caps(c: &ModelConfig, plan: &DecoderPlan, sizes: &Sizes, options: &EngineOptions, len: u32) -> StepCaps {
+    StepCaps {
+        rows: sizes.max_num_seqs,
+        tokens: sizes.tokens,
+        logit_rows: crate::limits::LOGIT_ROWS_CHUNK,
+        pages_per_row: len.div_ceil(sizes.page_tokens),
+        groups: plan.layout().groups.len() as u32,
+        vocab: c.vocab_size,
+        logprobs: options.max_logprobs.min(c.vocab_size),
+        arena_bytes: 0,
+        invariance: Invariance::Batch,
+    }
+}
+
+fn decoder_sizes(c: &ModelConfig) -> DecoderSizes {
+    DecoderSizes {
+        hidden: c.hidden_size,
+        q: c.num_attention_heads * c.head_dim,
+        qkv: (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim,
+        intermediate: c.intermediate_size,
+        vocab: c.vocab_size,
+    }
+}
+
+/// The KV cache as decided.
+struct KvSize {
+    pages: u32,
+    page_bytes: u64,
+    max_model_len: u32,
+    /// Tokens the whole pool holds.
+    tokens: u64,
+    groups: Vec<GroupSpec>,
+}
+
+fn group_spec(g: &KvGroupSpec) -> GroupSpec {
+    let kind = match g.kind {
+        KvKind::Window { tokens } => GroupKind::Window { tokens },
+        _ => GroupKind::Full,
+    };
+    GroupSpec { kind, page_tokens: g.page_tokens }
+}
+
+/// Decides the number of pages: what was asked for, else half of what is free, never more than every row at full
+/// length could use. One request of full length must fit.
+fn kv_pages(
+    backend: &dyn Backend,
+    sizes: &Sizes,
+    options: &EngineOptions,
+    caps: &mut StepCaps,
+    wanted_len: u32,
+) -> Result<KvSize> {
+    let groups: Vec<GroupSpec> = sizes.groups.iter().map(group_spec).collect();
+    let page_bytes = sizes.groups.iter().map(KvGroupSpec::page_bytes).max().unwrap_or(1);
+    let free = backend.memory()?.free_bytes;
+    let fixed = caps.arena_bytes + backend.overhead_bytes(caps);
+    let budget = options.kv_cache_memory_bytes.unwrap_or(free.saturating_sub(fixed) / 2);
+    let chunk = sizes.tokens;
+    let need = |len: u32| groups.iter().map(|g| u64::from(g.most_pages(len, chunk))).sum::<u64>();
+    let fits = budget / page_bytes;
+    let mut len = wanted_len;
+    if need(len) + 1 > fits {
+        if options.max_model_len != Some(MaxModelLen::Auto) {
+            return Err(too_small(len, need(len) + 1, page_bytes, budget, options));
+        }
+        len = longest(|l| need(l) < fits, wanted_len);
+        if len < 2 {
+            return Err(too_small(2, need(2) + 1, page_bytes, budget, options));
+        }
+    }
+    let useful = need(len) * u64::from(sizes.max_num_seqs) + 1;
+    let pages = fits.min(useful).min(u64::from(u32::MAX)) as u32;
+    caps.pages_per_row = len.div_ceil(sizes.page_tokens);
+    let per_page = u64::from(sizes.page_tokens) / groups.len().max(1) as u64;
+    Ok(KvSize {
+        pages,
+        page_bytes,
+        max_model_len: len,
+        tokens: u64::from(pages - 1) * per_page.max(1),
+        groups,
+    })
+}
+
+/// The largest length up to `most` that fits.
+fn longest(fits: impl Fn(u32) -> bool, most: u32) -> u32 {
+    let (mut low, mut high) = (0, most + 1);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle) { low = middle } else { high = middle }
+    }
+    low
+}
+
+fn too_small(len: u32, pages: u64, page_bytes: u64, budget: u64, options: &EngineOptions) -> Error {
+    let wanted_bytes = pages * page_bytes;
+    let hint = match options.kv_cache_memory_bytes {
+        Some(_) => "raise --kv-cache-memory-bytes or lower --max-model-len (or give --max-model-len auto)",
+        None => "lower --max-model-len (or give --max-model-len auto), or set --kv-cache-memory-bytes",
+    };
+    Error::OutOfMemory {
+        what: format!("the KV cache of one request of {len} tokens"),
+        wanted_bytes,
+        free_bytes: budget,
+        hint: format!("{} bytes are missing: {hint}", wanted_bytes.saturating_sub(budget)),
+    }
+}
+
+fn scheduler(sizes: &Sizes, options: &EngineOptions, kv: &KvSize) -> Result<Scheduler> {
+    let config = SchedulerConfig {
+        chunked_prefill: options.chunked_prefill,
+        policy: options.policy,
+        ..SchedulerConfig::new(sizes.max_num_seqs, sizes.tokens, kv.max_model_len)
+    };
+    let kv = KvConfig {
+        groups: kv.groups.clone(),
+        pages: kv.pages,
+        prefix_caching: options.prefix_caching,
+        hash_key: prefix::random_key(),
+    };
+    Scheduler::new(config, kv)
+}
+
+fn report(
+    backend: &dyn Backend,
+    architecture: &'static str,
+    config: &ModelConfig,
+    sizes: &Sizes,
+    caps: &StepCaps,
+    kv: &KvSize,
+    weight_bytes: u64,
+) -> StartupReport {
+    let info = backend.info();
+    StartupReport {
+        device: info.id.clone(),
+        device_name: format!("{} ({}, {} threads)", info.name, info.arch, info.units),
+        architecture,
+        dtype: sizes.dtype,
+        kv_dtype: sizes.kv_dtype,
+        weight_bytes,
+        arena_bytes: caps.arena_bytes,
+        kv_bytes: u64::from(kv.pages) * kv.page_bytes,
+        kv_tokens: kv.tokens,
+        max_model_len: kv.max_model_len,
+        max_num_seqs: sizes.max_num_seqs,
+        max_num_batched_tokens: sizes.tokens,
+        block_size: sizes.page_tokens,
+        kv_pages: kv.pages,
+        vocab_size: config.vocab_size,
+    }
+}
