@@ -2,4 +2,7 @@
 
 pub mod chat;
 pub mod cli;
+mod run;
 pub mod text;
+
+pub use run::{run, wants_colour};

@@ -1,3 +1,5 @@
 //! The `pallium` binary.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    server::run(std::env::args_os())
+}

@@ -1,0 +1,86 @@
+//! From a command line to a running command.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use crate::cli::{self, BenchArgs, CliError, Command, Invocation, LogFormat};
+
+/// Exit status of a command line that is wrong, as shells and clap have it.
+const USAGE: u8 = 2;
+
+/// Runs the program. `args` are all words, the program's name first.
+pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let env = |name: &str| std::env::var(name).ok();
+    match cli::parse(args.skip(1), &env) {
+        Ok(invocation) => dispatch(invocation),
+        Err(error) => {
+            report_error(&error);
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+/// Whether text on this stream may have colours.
+pub fn wants_colour(is_terminal: bool) -> bool {
+    // Any value counts, but an empty one: no-color.org.
+    is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn dispatch(invocation: Invocation) -> ExitCode {
+    report_notices(&invocation);
+    match invocation.command {
+        Command::Help(text) => print_text(text.render(wants_colour(std::io::stdout().is_terminal()))),
+        Command::Docs(text) => print_text(&text),
+        Command::Version => print_text(&format!("pallium {}\n", env!("CARGO_PKG_VERSION"))),
+        Command::Completions(args) => print_text(&cli::completions::script(args.shell)),
+        Command::Serve(_) => not_wired("pallium serve"),
+        Command::Chat(_) => not_wired("pallium chat"),
+        Command::Complete(_) => not_wired("pallium complete"),
+        Command::Bench(args) => not_wired(bench_name(&args)),
+        Command::Doctor(_) => not_wired("pallium doctor"),
+        Command::Pull(_) => not_wired("pallium pull"),
+    }
+}
+
+fn bench_name(args: &BenchArgs) -> &'static str {
+    match args {
+        BenchArgs::Latency(_) => "pallium bench latency",
+        BenchArgs::Throughput(_) => "pallium bench throughput",
+        BenchArgs::Serve(_) => "pallium bench serve",
+        BenchArgs::Startup(_) => "pallium bench startup",
+        BenchArgs::MakeCheckpoint(_) => "pallium bench make-checkpoint",
+    }
+}
+
+fn not_wired(name: &str) -> ExitCode {
+    report_error(&CliError::new(name, "is not part of this build yet"));
+    ExitCode::FAILURE
+}
+
+/// Writes to standard output. A reader that went away (`pallium --help | head`) is no error.
+fn print_text(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            report_error(&CliError::new("standard output", error.to_string()));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn report_error(error: &CliError) {
+    let _ = writeln!(std::io::stderr(), "{}", error.render(wants_colour(std::io::stderr().is_terminal())));
+}
+
+/// Notices go to standard error, in the shape of the log.
+fn report_notices(invocation: &Invocation) {
+    let json = invocation.command.logging().is_some_and(|logging| logging.format == LogFormat::Json);
+    for notice in &invocation.notices {
+        let line = match json {
+            true => serde_json::json!({ "level": "NOTICE", "message": notice }).to_string(),
+            false => format!("note: {notice}"),
+        };
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
