@@ -14,6 +14,8 @@ pub fn plan(world: &World, plan: &StepPlan) -> Result<(), Violation> {
     check!(tokens == plan.tokens, "{} tokens are said to be planned, {tokens} are", plan.tokens);
     check!(tokens <= config.max_num_batched_tokens, "{tokens} tokens exceed the budget");
     check!(plan.rows.len() <= config.max_num_seqs as usize, "{} rows exceed the slots", plan.rows.len());
+    let (deltas, most) = (plan.table_deltas.len(), world.scheduler.most_table_deltas() as usize);
+    check!(deltas <= most, "{deltas} table deltas, at most {most} are promised");
     let (generated, prompt) = plan.rows.split_at(plan.generated_rows as usize);
     check!(generated.iter().all(|r| r.phase == Phase::Generated), "a prompt row among the generated");
     check!(prompt.iter().all(|r| r.phase == Phase::Prompt), "a generated row among the prompts");

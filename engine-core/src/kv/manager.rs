@@ -112,6 +112,11 @@ impl KvManager {
         self.groups.iter().map(|g| u64::from(g.most_pages(tokens, chunk))).sum()
     }
 
+    /// Table entries of a sequence of `tokens`, in all groups, null ones among them.
+    pub fn table_entries(&self, tokens: u32) -> u32 {
+        self.groups.iter().map(|g| tokens.div_ceil(g.page_tokens)).sum()
+    }
+
     /// Longest sequence that fits when it has the pool to itself.
     pub fn most_tokens(&self, chunk: u32) -> u32 {
         let (mut fits, mut too_long) = (0u32, u32::MAX);

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::layers::StepContext;
 use crate::layers::decoder::Decoder;
 use crate::limits::{LOGIT_ROWS_CHUNK, MAX_BAD_WORD_TOKENS, MAX_STEPS_IN_FLIGHT, PACKED_RECORD_WORDS};
-use crate::scheduler::{self, PlanRow, StepPlan, TokenSource};
+use crate::scheduler::{self, PlanRow, StepPlan, TokenSource, most_table_deltas};
 use crate::tensor::{DType, Tensor};
 
 /// What a runner is built for.
@@ -430,7 +430,13 @@ fn largest_shape(caps: &StepCaps) -> StepShape {
         rows: caps.rows,
         tokens: caps.tokens.max(caps.rows),
         logits: caps.rows,
-        deltas: caps.groups * (caps.rows * 2 + caps.tokens),
+        deltas: most_table_deltas(
+            caps.groups,
+            caps.rows,
+            caps.tokens,
+            caps.pages_per_row,
+            MAX_STEPS_IN_FLIGHT as u32,
+        ),
         record_words: PACKED_RECORD_WORDS as u32,
         prompt_logits: caps.tokens,
     }

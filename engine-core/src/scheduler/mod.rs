@@ -29,7 +29,9 @@ mod schedule;
 use std::collections::{HashMap, VecDeque};
 
 pub use config::{ChunkedPrefill, SchedulerConfig};
-pub use plan::{Admitted, CommitOutcome, Feed, Phase, PlanRow, RowResult, StepPlan, TokenSource};
+pub use plan::{
+    Admitted, CommitOutcome, Feed, Phase, PlanRow, RowResult, StepPlan, TokenSource, most_table_deltas,
+};
 pub use policy::SchedulingPolicy;
 
 use crate::Result;
@@ -245,6 +247,18 @@ impl Scheduler {
             prefix_queries: self.prefix_queries,
             prefix_hits: self.prefix_hits,
         }
+    }
+
+    /// Most table deltas a plan of this scheduler has.
+    pub fn most_table_deltas(&self) -> u32 {
+        let shortest = self.kv.groups().iter().map(|g| g.page_tokens).min().unwrap_or(1);
+        most_table_deltas(
+            self.kv.groups().len() as u32,
+            self.config.max_num_seqs,
+            self.config.max_num_batched_tokens,
+            self.config.max_model_len.div_ceil(shortest),
+            self.config.max_steps_in_flight as u32,
+        )
     }
 
     /// The settings.

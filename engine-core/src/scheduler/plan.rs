@@ -1,18 +1,9 @@
 //! [`StepPlan`]: what one step computes, as data. The scheduler fills it, the runner packs it, every rank gets the
 //! same one.
 
+pub use crate::backend::Phase;
 use crate::engine::types::{FinishReason, RequestId, TokenBatch};
 use crate::kv::TableDelta;
-
-/// Which kernels a chunk uses. Chosen by where the tokens come from, never by `q_len` (DESIGN.md section 4, rule 5):
-/// recomputed generated tokens keep [`Phase::Generated`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// Positions of the prompt.
-    Prompt,
-    /// Positions of generated tokens.
-    Generated,
-}
 
 /// Where the token ids of a row's chunk come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +43,7 @@ pub struct PlanRow {
     pub start: u32,
     /// Positions computed; at least 1. A chunk never crosses the border from prompt to generated tokens.
     pub q_len: u32,
+    /// Recomputed generated tokens keep [`Phase::Generated`].
     pub phase: Phase,
     pub tokens_from: TokenSource,
     /// Logits and a token are wanted for the chunk's last position (and for each draft's).
@@ -77,7 +69,7 @@ pub struct StepPlan {
     /// How many of `rows` are [`Phase::Generated`].
     pub generated_rows: u32,
     /// Changes of the device's page tables; to be applied before this step's attention. Each (group, slot, index)
-    /// occurs at most once.
+    /// occurs at most once, and there are at most [`most_table_deltas`].
     pub table_deltas: Vec<TableDelta>,
     /// Sum of `q_len`.
     pub tokens: u32,
@@ -99,6 +91,19 @@ impl StepPlan {
         self.generated_rows = 0;
         self.tokens = 0;
     }
+}
+
+/// Most table deltas of one step: what bounds the upload of a plan. Each row takes new pages for its chunk and drops
+/// those its earlier chunk moved out of a window; the cached pages of rows admitted together fill at most one row of
+/// `pages_per_row` entries in each group.
+pub fn most_table_deltas(
+    groups: u32,
+    rows: u32,
+    tokens: u32,
+    pages_per_row: u32,
+    steps_in_flight: u32,
+) -> u32 {
+    groups * ((steps_in_flight + 2) * (rows + tokens) + pages_per_row)
 }
 
 /// Tokens sampled for one row of a step.

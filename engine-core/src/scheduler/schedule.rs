@@ -59,9 +59,14 @@ impl Scheduler {
     }
 
     fn admit_waiting(&mut self, plan: &mut StepPlan, budget: &mut TokenBudget) {
+        let mut cached_entries = 0;
         while budget.left() > 0 && !self.free_slots.is_empty() {
             let Some(index) = self.waiting.first() else { return };
             let Some((hit, chunk)) = self.fits_now(index, budget.left()) else { return };
+            cached_entries += self.kv.table_entries(hit.tokens);
+            if cached_entries > self.kv.table_entries(self.config.max_model_len) {
+                return;
+            }
             self.admit(index, hit, chunk, plan);
             budget.spend(chunk.q_len);
         }
@@ -188,6 +193,7 @@ impl Scheduler {
             plan.table_deltas.clear();
             return;
         }
+        debug_assert!(plan.table_deltas.len() <= self.most_table_deltas() as usize, "too many table deltas");
         self.next_step += 1;
         self.remember(plan);
     }
