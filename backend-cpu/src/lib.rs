@@ -1,1 +1,3 @@
 //! backend-cpu: see ARCHITECTURE.md.
+
+pub mod reference;

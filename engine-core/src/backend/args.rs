@@ -374,10 +374,14 @@ impl HostWeight {
     pub fn meta(&self) -> WeightMeta {
         let first = self.parts.first().unwrap_or_else(|| panic!("weight {} has no parts", self.name));
         let (mut n, mut k) = (self.parts.iter().map(|p| p.shape[0]).sum::<u64>(), first.shape[1]);
+        let vector = self.uses == Uses::Vector && self.parts.iter().all(|p| p.shape[0] == 1);
+        if vector {
+            (n, k) = (1, self.parts.iter().map(|p| p.shape[1]).sum());
+        }
         match self.shard {
             Shard::Whole => {}
-            Shard::Rows { world, .. } => n /= u64::from(world),
-            Shard::Cols { world, .. } => k /= u64::from(world),
+            Shard::Rows { world, .. } if !vector => n /= u64::from(world),
+            Shard::Rows { world, .. } | Shard::Cols { world, .. } => k /= u64::from(world),
         }
         if let Fuse::Heads { heads, transpose: Transpose::Yes } = self.fuse {
             let heads = u64::from(heads);
@@ -401,7 +405,7 @@ impl HostWeight {
 #[derive(Clone, Debug)]
 pub struct WeightMeta {
     pub name: String,
-    /// [N, K] after fusing and sharding.
+    /// [N, K] after fusing and sharding; [1, K] for vectors, the parts one after the other.
     pub n: u32,
     pub k: u32,
     pub format: WeightFormat,
