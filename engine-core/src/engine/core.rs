@@ -9,7 +9,7 @@ use std::sync::mpsc::Receiver;
 
 use super::handle::{EngineState, Message, Progress, Shared};
 use super::types::{
-    EngineFailure, FinishReason, FirstOutput, OutputSink, Request, RequestId, RowOutput, StepOutputs,
+    EngineFailure, FinishReason, FirstOutput, OutputSink, Request, RequestId, RowOutput, StepOutputs, StepStats,
     TokenBatch, TokenLogprobs,
 };
 use crate::error::Result;
@@ -140,6 +140,7 @@ impl Engine {
 
     fn deliver_end(&mut self, id: RequestId, finish: FinishReason) {
         self.state.outputs.rows.push(end_of(id, finish));
+        self.publish(None);
         self.sink.deliver(&mut self.state.outputs);
         self.state.outputs.rows.clear();
     }
@@ -193,6 +194,29 @@ impl Engine {
         }
     }
 
+    /// Figures of the step just committed (`tokens` is its plan) or, after an abort, of no step.
+    fn publish(&mut self, plan: Option<&StepPlan>) {
+        let scheduler = self.scheduler.stats();
+        let of = |phase| {
+            let rows = plan.iter().flat_map(|p| &p.rows).filter(|r| r.phase == phase);
+            rows.map(|r| r.q_len).sum()
+        };
+        let stats = &mut self.state.outputs.stats;
+        *stats = StepStats {
+            running: scheduler.running as u32,
+            waiting: scheduler.waiting as u32,
+            kv_pages_used: scheduler.kv_pages_used,
+            kv_pages: scheduler.kv_pages,
+            preemptions: scheduler.preemptions,
+            prefix_queries: scheduler.prefix_queries,
+            prefix_hits: scheduler.prefix_hits,
+            prompt_tokens: of(Phase::Prompt),
+            generated_tokens: of(Phase::Generated),
+            steps: stats.steps + u64::from(plan.is_some()),
+        };
+        self.shared.board.publish(stats);
+    }
+
     fn collect_outputs(&mut self, plan: &StepPlan) {
         let state = &mut self.state;
         let mut samples = state.results.samples.iter_mut();
@@ -209,19 +233,7 @@ impl Engine {
                 first: if state.firsts.is_empty() { None } else { state.firsts.remove(&outcome.id) },
             });
         }
-        let scheduler = self.scheduler.stats();
-        let stats = &mut state.outputs.stats;
-        stats.running = scheduler.running as u32;
-        stats.waiting = scheduler.waiting as u32;
-        stats.kv_pages_used = scheduler.kv_pages_used;
-        stats.kv_pages = scheduler.kv_pages;
-        stats.preemptions = scheduler.preemptions;
-        stats.prefix_queries = scheduler.prefix_queries;
-        stats.prefix_hits = scheduler.prefix_hits;
-        let of = |phase| plan.rows.iter().filter(|r| r.phase == phase).map(|r| r.q_len).sum();
-        stats.prompt_tokens = of(Phase::Prompt);
-        stats.generated_tokens = of(Phase::Generated);
-        stats.steps += 1;
+        self.publish(Some(plan));
     }
 
     /// Ends every open request for a reason of the engine's.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::metrics::{Board, EngineFigures};
 use super::types::{Refused, Request, RequestId};
 
 /// Bounds of the queue in front of the engine.
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     started: Instant,
     /// Milliseconds since `started` of the last step's end; 0 while there is no work.
     busy_since_ms: AtomicU64,
+    pub(super) board: Board,
 }
 
 impl Shared {
@@ -98,6 +100,7 @@ impl EngineHandle {
             state: AtomicU8::new(0),
             started: Instant::now(),
             busy_since_ms: AtomicU64::new(0),
+            board: Board::default(),
         });
         (EngineHandle { shared: shared.clone(), inbox }, shared, outbox)
     }
@@ -165,6 +168,11 @@ impl EngineHandle {
         let since = self.shared.busy_since_ms.load(Ordering::Relaxed);
         let now = self.shared.started.elapsed();
         (since != 0).then(|| now.saturating_sub(Duration::from_millis(since)))
+    }
+
+    /// The engine's figures now.
+    pub fn figures(&self) -> EngineFigures {
+        self.shared.board.read()
     }
 
     /// Requests accepted and not yet running.

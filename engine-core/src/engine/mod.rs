@@ -3,7 +3,9 @@
 pub mod build;
 pub mod core;
 pub mod handle;
+pub mod metrics;
 pub mod types;
 
 pub use build::{EngineOptions, StartupReport, start};
+pub use metrics::EngineFigures;
 pub use handle::{EngineHandle, EngineState, QueueLimits};

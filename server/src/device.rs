@@ -1,0 +1,73 @@
+//! `--device` to a backend: the only file that knows which backends this build has.
+
+use std::sync::Arc;
+
+use engine_core::backend::Backend;
+use engine_core::{Error, Result};
+
+use crate::cli::{DeviceChoice, DeviceKind};
+
+/// What a backend needs to know beside the choice.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeviceOptions {
+    /// `--threads`, for the CPU.
+    pub threads: Option<u32>,
+}
+
+/// The devices this build was made with, as typed after `--device`.
+pub fn built_in() -> Vec<&'static str> {
+    let all = [
+        ("cpu", cfg!(feature = "cpu")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("rocm", cfg!(feature = "rocm")),
+        ("wgpu", cfg!(feature = "wgpu")),
+    ];
+    all.into_iter().filter(|d| d.1).map(|d| d.0).collect()
+}
+
+/// Opens the device. `auto` takes the first of cuda, rocm, wgpu, cpu that this build has and this machine runs.
+///
+/// # Errors
+/// `Unsupported` with what would work: the backend is not in this build, or finds no device.
+pub fn open(choice: DeviceChoice, options: DeviceOptions) -> Result<Arc<dyn Backend>> {
+    let index = choice.index.unwrap_or(0);
+    match choice.kind {
+        DeviceKind::Auto => open_auto(options),
+        kind => open_kind(kind, index, options),
+    }
+}
+
+fn open_auto(options: DeviceOptions) -> Result<Arc<dyn Backend>> {
+    let mut reasons = Vec::new();
+    for kind in [DeviceKind::Cuda, DeviceKind::Rocm, DeviceKind::Wgpu, DeviceKind::Cpu] {
+        if !built_in().contains(&kind.name()) {
+            continue;
+        }
+        match open_kind(kind, 0, options) {
+            Ok(backend) => return Ok(backend),
+            Err(e) => reasons.push(e.to_string()),
+        }
+    }
+    Err(Error::Unsupported(format!("--device auto: no device runs here: {}", reasons.join("; "))))
+}
+
+fn open_kind(kind: DeviceKind, index: u32, options: DeviceOptions) -> Result<Arc<dyn Backend>> {
+    // Each arm exists only in builds with its feature; the others fall through to the sentence below.
+    let _ = (index, options);
+    match kind {
+        #[cfg(feature = "cpu")]
+        DeviceKind::Cpu => open_cpu(options),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => backend_cuda::open(index),
+        #[cfg(feature = "rocm")]
+        DeviceKind::Rocm => backend_rocm::open(index),
+        #[cfg(feature = "wgpu")]
+        DeviceKind::Wgpu => backend_wgpu::open(index),
+        other => Err(Error::Unsupported(format!(
+            "--device {}: this build has {}; build with --features {} for it",
+            other.name(),
+            built_in().join(", "),
+            other.name()
+        ))),
+    }
+}
