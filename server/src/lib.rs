@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod cli;
+mod logging;
 mod run;
 pub mod text;
 
