@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod cli;
+pub mod hub;
 mod logging;
 mod run;
 pub mod text;
