@@ -2,8 +2,10 @@
 
 pub mod chat;
 pub mod cli;
-pub mod hub;
-mod logging;
+pub mod client;
+pub mod fanout;
+pub mod http;
+pub mod openai;
 mod run;
 pub mod text;
 

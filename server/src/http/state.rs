@@ -1,0 +1,135 @@
+//! What every handler shares.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+use super::auth::Keys;
+use super::cors::Cors;
+use super::limits;
+use super::metrics::Metrics;
+use crate::cli::FrontendArgs;
+use crate::client::EngineClient;
+use crate::fanout::Fanout;
+use crate::openai::chat::ChatSetup;
+use crate::openai::codec::Codec;
+use crate::openai::sampling::SamplingDefaults;
+
+/// What the serve command puts together.
+pub struct AppParts {
+    pub engine: Arc<dyn EngineClient>,
+    pub fanout: Arc<Fanout>,
+    pub metrics: Arc<Metrics>,
+    pub codec: Arc<dyn Codec>,
+    /// `None`: the model has no chat template, and chat is refused.
+    pub chat: Option<ChatSetup>,
+    /// Defaults of generation_config.json for what requests leave out.
+    pub defaults: SamplingDefaults,
+    pub options: HttpOptions,
+}
+
+/// Flags of the HTTP side.
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    pub frontend: FrontendArgs,
+    /// Time between `: keep-alive` comments on a silent stream; `None`: none are sent.
+    pub sse_keep_alive: Option<Duration>,
+    /// Statistics line every 10 s.
+    pub log_stats: bool,
+    /// Largest request body.
+    pub max_body_bytes: usize,
+    /// See [`limits::STALL_LIMIT`].
+    pub stall_limit: Duration,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        HttpOptions {
+            frontend: FrontendArgs::default(),
+            sse_keep_alive: None,
+            log_stats: true,
+            max_body_bytes: limits::MAX_BODY_BYTES,
+            stall_limit: limits::STALL_LIMIT,
+        }
+    }
+}
+
+/// Shared by all connections; cheap to clone.
+#[derive(Clone)]
+pub struct AppState(Arc<App>);
+
+/// See [`AppState`].
+pub struct App {
+    pub engine: Arc<dyn EngineClient>,
+    pub fanout: Arc<Fanout>,
+    pub metrics: Arc<Metrics>,
+    pub codec: Arc<dyn Codec>,
+    pub chat: Option<ChatSetup>,
+    pub defaults: SamplingDefaults,
+    pub options: HttpOptions,
+    pub keys: Keys,
+    pub cors: Cors,
+    pub started_unix_s: u64,
+    pub system_fingerprint: String,
+    pub phase: watch::Sender<Phase>,
+}
+
+/// Where the server stands between start and end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Takes requests.
+    Ready,
+    /// SIGTERM came: no new work, open answers go on.
+    Draining,
+    /// The drain limit passed: open answers were ended.
+    Expired,
+    /// Connections close.
+    Closed,
+}
+
+impl AppState {
+    /// Ready to serve.
+    pub fn new(parts: AppParts) -> AppState {
+        let frontend = &parts.options.frontend;
+        let app = App {
+            keys: Keys::new(&frontend.api_key),
+            cors: Cors::new(frontend),
+            system_fingerprint: format!("pallium-{}", env!("CARGO_PKG_VERSION")),
+            started_unix_s: unix_time_s(),
+            phase: watch::Sender::new(Phase::Ready),
+            engine: parts.engine,
+            fanout: parts.fanout,
+            metrics: parts.metrics,
+            codec: parts.codec,
+            chat: parts.chat,
+            defaults: parts.defaults,
+            options: parts.options,
+        };
+        AppState(Arc::new(app))
+    }
+}
+
+impl std::ops::Deref for AppState {
+    type Target = App;
+    fn deref(&self) -> &App {
+        &self.0
+    }
+}
+
+impl App {
+    /// Where the server stands.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// The name that answers report.
+    pub fn model_name(&self) -> &str {
+        self.engine.info().model_names.first().map_or("", String::as_str)
+    }
+}
+
+/// Whole seconds since 1970.
+pub fn unix_time_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
