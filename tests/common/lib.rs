@@ -2,8 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod engine;
-pub mod load;
-pub mod rng;
 
 use std::path::PathBuf;
 

@@ -2,7 +2,7 @@
 
 use engine_core::engine::types::{FinishReason, Request};
 
-use tests::rng::mix;
+use crate::rng::mix;
 
 /// End-of-sequence id of the fake model.
 pub const EOS: u32 = 1;

@@ -8,6 +8,7 @@
 mod checks;
 mod device;
 mod oracle;
+mod rng;
 mod setup;
 mod world;
 

@@ -1,0 +1,10 @@
+//! The wire: what clients see, over an engine whose every answer is known.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod chat;
+mod completions;
+mod errors;
+mod harness;
+mod lifecycle;
+mod parameters;
+mod surface;
