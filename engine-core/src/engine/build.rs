@@ -93,6 +93,7 @@ pub struct StartupReport {
     pub block_size: u32,
     pub kv_pages: u32,
     pub vocab_size: u32,
+    pub kv_groups: u32,
 }
 
 impl StartupReport {
@@ -387,5 +388,6 @@ fn report(
         block_size: sizes.page_tokens,
         kv_pages: kv.pages,
         vocab_size: config.vocab_size,
+        kv_groups: caps.groups,
     }
 }

@@ -9,8 +9,8 @@ use std::sync::mpsc::Receiver;
 
 use super::handle::{EngineState, Message, Progress, Shared};
 use super::types::{
-    EngineFailure, FinishReason, FirstOutput, OutputSink, Request, RequestId, RowOutput, StepOutputs, StepStats,
-    TokenBatch, TokenLogprobs,
+    EngineFailure, FinishReason, FirstOutput, OutputSink, Request, RequestId, RowOutput, StepOutputs,
+    StepStats, TokenBatch, TokenLogprobs,
 };
 use crate::error::Result;
 use crate::runner::{InFlight, RequestView, Runner, StepResults};

@@ -7,5 +7,5 @@ pub mod metrics;
 pub mod types;
 
 pub use build::{EngineOptions, StartupReport, start};
-pub use metrics::EngineFigures;
 pub use handle::{EngineHandle, EngineState, QueueLimits};
+pub use metrics::EngineFigures;

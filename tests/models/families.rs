@@ -1,0 +1,41 @@
+//! Tiny random models of every family answer as Hugging Face transformers does (`fixtures/families.json`, made by
+//! `fixtures/make_family_goldens.py`), alone, in batches, in chunks, with a warm prefix, after preemption, eager and
+//! captured. Weights come from the counter-based generator that script and test share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::sync::Arc;
+
+use backend_cpu::reference::ReferenceBackend;
+use engine_core::DType;
+use engine_core::backend::Backend;
+use engine_core::config::ModelConfig;
+use engine_core::loader::source::DummySource;
+use tests::golden::{Case, Golden};
+
+#[derive(serde::Deserialize)]
+struct Fixture {
+    families: Vec<Family>,
+}
+
+#[derive(serde::Deserialize)]
+struct Family {
+    name: String,
+    seed: u64,
+    config: serde_json::Map<String, serde_json::Value>,
+    cases: Vec<Case>,
+}
+
+fn cpu() -> Arc<dyn Backend> {
+    Arc::new(ReferenceBackend::new())
+}
+
+#[test]
+fn every_family_answers_as_transformers_does() {
+    let fixture: Fixture = serde_json::from_str(include_str!("../fixtures/families.json")).unwrap();
+    for f in &fixture.families {
+        let config = ModelConfig::from_json(f.config.clone()).unwrap();
+        let source = DummySource { seed: f.seed, std: config.initializer_range, dtype: DType::F32 };
+        let golden = Golden { name: &f.name, config: &config, source: &source, cases: &f.cases };
+        golden.check_every_way(&cpu);
+    }
+}
