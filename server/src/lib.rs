@@ -6,6 +6,8 @@ pub mod client;
 pub mod fanout;
 pub mod http;
 pub mod openai;
+pub mod hub;
+mod logging;
 mod run;
 pub mod text;
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use crate::cli::{self, BenchArgs, CliError, Command, Invocation, LogFormat};
+use crate::cli::{self, BenchArgs, CliError, Command, Invocation, LogFormat, LoggingArgs};
 
 /// Exit status of a command line that is wrong, as shells and clap have it.
 const USAGE: u8 = 2;
@@ -28,7 +28,11 @@ pub fn wants_colour(is_terminal: bool) -> bool {
 }
 
 fn dispatch(invocation: Invocation) -> ExitCode {
-    report_notices(&invocation);
+    if let Some(logging) = invocation.command.logging() {
+        crate::logging::init(logging);
+        report_notices(&invocation.notices, logging);
+        report_notices(&cli::unknown_variables(variable_names()), logging);
+    }
     match invocation.command {
         Command::Help(text) => print_text(text.render(wants_colour(std::io::stdout().is_terminal()))),
         Command::Docs(text) => print_text(&text),
@@ -41,6 +45,11 @@ fn dispatch(invocation: Invocation) -> ExitCode {
         Command::Doctor(_) => not_wired("pallium doctor"),
         Command::Pull(_) => not_wired("pallium pull"),
     }
+}
+
+/// Names of the environment's variables, those that are text.
+fn variable_names() -> impl Iterator<Item = String> {
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }
 
 fn bench_name(args: &BenchArgs) -> &'static str {
@@ -74,13 +83,13 @@ fn report_error(error: &CliError) {
 }
 
 /// Notices go to standard error, in the shape of the log.
-fn report_notices(invocation: &Invocation) {
-    let json = invocation.command.logging().is_some_and(|logging| logging.format == LogFormat::Json);
-    for notice in &invocation.notices {
-        let line = match json {
-            true => serde_json::json!({ "level": "NOTICE", "message": notice }).to_string(),
-            false => format!("note: {notice}"),
-        };
-        let _ = writeln!(std::io::stderr(), "{line}");
+fn report_notices(notices: &[String], logging: LoggingArgs) {
+    for notice in notices {
+        match logging.format {
+            LogFormat::Json => tracing::warn!("{notice}"),
+            LogFormat::Text => {
+                let _ = writeln!(std::io::stderr(), "note: {notice}");
+            }
+        }
     }
 }

@@ -3,6 +3,8 @@
 
 pub mod engine;
 pub mod golden;
+pub mod load;
+pub mod rng;
 
 use std::path::PathBuf;
 

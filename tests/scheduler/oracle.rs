@@ -2,7 +2,7 @@
 
 use engine_core::engine::types::{FinishReason, Request};
 
-use crate::rng::mix;
+use tests::rng::mix;
 
 /// End-of-sequence id of the fake model.
 pub const EOS: u32 = 1;

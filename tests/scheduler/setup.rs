@@ -9,7 +9,7 @@ use engine_core::sampling::SamplingParams;
 use engine_core::scheduler::{ChunkedPrefill, Feed, SchedulerConfig, SchedulingPolicy};
 
 use crate::oracle::{EOS, STOP};
-use crate::rng::{Rng, mix};
+use tests::rng::{Rng, mix};
 
 /// Everything a simulation is made of.
 #[derive(Debug)]

@@ -8,7 +8,6 @@
 mod checks;
 mod device;
 mod oracle;
-mod rng;
 mod setup;
 mod world;
 

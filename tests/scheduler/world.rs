@@ -12,8 +12,8 @@ use engine_core::scheduler::{
 use crate::checks;
 use crate::device::Device;
 use crate::oracle::Oracle;
-use crate::rng::Rng;
 use crate::setup::{Setup, draw_request, draw_setup};
+use tests::rng::Rng;
 
 /// What the scheduler did wrong.
 pub type Violation = String;

@@ -29,6 +29,18 @@ pub enum LoadFormat {
 /// Seed of `LoadFormat::Dummy` when none is given.
 pub const DUMMY_SEED: u64 = 1_234;
 
+/// The weight files that [`Checkpoint::open`] would read; none for `Dummy`. A shard that an index names, or that
+/// the others' names call for, must be there.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when there are none, or one is missing.
+pub fn weight_files(dir: &Path, format: LoadFormat) -> Result<Vec<PathBuf>> {
+    match format {
+        LoadFormat::Dummy => Ok(Vec::new()),
+        _ => Ok(index::find(dir, format)?.files),
+    }
+}
+
 /// Every tensor of one model. Opening reads headers only; tensors are ranges of mapped files.
 #[derive(Debug)]
 pub struct Checkpoint {

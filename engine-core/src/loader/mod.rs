@@ -20,7 +20,7 @@ mod torch_legacy;
 mod torch_zip;
 pub mod write;
 
-pub use checkpoint::{Checkpoint, LoadFormat};
+pub use checkpoint::{Checkpoint, LoadFormat, weight_files};
 pub use dtype::FileDType;
 pub use mmap::{Advice, HostBytes};
 

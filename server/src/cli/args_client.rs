@@ -14,6 +14,8 @@ pub struct ChatArgs {
     pub system_prompt: Option<String>,
     /// One message, one answer, no loop (`-q`).
     pub quick: Option<String>,
+    /// `None`: the rest of the context.
+    pub max_tokens: Option<u32>,
     pub sampling: SamplingArgs,
     /// Print time to first token and tokens per second after each answer.
     pub stats: bool,
@@ -26,6 +28,8 @@ pub struct CompleteArgs {
     pub target: Target,
     /// One prompt, one completion, no loop (`-q`).
     pub quick: Option<String>,
+    /// `None`: the rest of the context.
+    pub max_tokens: Option<u32>,
     pub sampling: SamplingArgs,
     pub stats: bool,
     pub logging: LoggingArgs,
@@ -49,7 +53,6 @@ pub enum Target {
 /// Sampling flags; `None` leaves a rule to the server's or the model's default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingArgs {
-    pub max_tokens: Option<u32>,
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
     pub top_k: Option<i64>,

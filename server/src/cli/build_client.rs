@@ -23,6 +23,7 @@ pub fn chat_args(flags: &mut Resolved) -> Result<ChatArgs, CliError> {
         target: target(flags)?,
         system_prompt: flags.opt_text("system-prompt"),
         quick: flags.opt_text("quick"),
+        max_tokens: flags.opt_int("max-tokens"),
         sampling: sampling_args(flags),
         stats: flags.bool("stats"),
         logging: logging_args(flags),
@@ -37,6 +38,7 @@ pub fn complete_args(flags: &mut Resolved) -> Result<CompleteArgs, CliError> {
     Ok(CompleteArgs {
         target: target(flags)?,
         quick: flags.opt_text("quick"),
+        max_tokens: flags.opt_int("max-tokens"),
         sampling: sampling_args(flags),
         stats: flags.bool("stats"),
         logging: logging_args(flags),
@@ -197,7 +199,6 @@ fn check_url(flags: &Resolved, name: &str, url: &str) -> Result<(), CliError> {
 
 fn sampling_args(flags: &Resolved) -> SamplingArgs {
     SamplingArgs {
-        max_tokens: flags.opt_int("max-tokens"),
         temperature: flags.opt_float("temperature"),
         top_p: flags.opt_float("top-p"),
         top_k: flags.opt_int("top-k"),

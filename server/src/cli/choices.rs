@@ -14,7 +14,7 @@ pub trait Choice: Sized + Copy {
 macro_rules! choice {
     ($(#[$doc:meta])* $type:ident { $($(#[$vdoc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum $type { $($(#[$vdoc])* $variant),+ }
 
         impl Choice for $type {

@@ -1,5 +1,5 @@
-//! docs/cli.md, written from the flag table: `pallium docs cli > docs/cli.md`. A test fails when the committed
-//! file differs.
+//! docs/cli.md, written from the flag table: `pallium docs cli > docs/cli.md`. A test fails when the
+//! committed file differs.
 
 use std::fmt::Write as _;
 
@@ -20,8 +20,8 @@ and `chat` use the bundled one. `pallium COMMAND --help` shows the flags that mo
 - `_` and `-` are the same in names: `--max_model_len` is `--max-model-len`. `--flag=value` and `--flag value`
   are the same.
 - A switch `--x` is turned off by `--no-x` (or `--x=false`).
-- Numbers may be written `32k` (32,000) or `32K` (32,768), with k, m, g, t and K, M, G, T, and `1.5k`. Sizes may
-  also be written `8GiB` or `8GB`.
+- Numbers may be written `32k` (32,000) or `32K` (32,768), with k, m, g, t and K, M, G, T, and `1.5k`. Sizes
+  may also be written `8GiB` or `8GB`.
 - A flag that takes several values takes them side by side (`--api-key a b`), as several flags, or as one JSON
   list.
 - A flag that takes JSON takes single keys too: `--hf-overrides.rope_theta 1e6`, and a `+` adds to a list:

@@ -1,5 +1,5 @@
-//! The flag table: every flag of every command, one row each. It drives the parser, the environment twins, the
-//! help, the completions, docs/cli.md and the test that types each flag.
+//! The flag table: every flag of every command, one row each. It drives the parser, the environment twins,
+//! the help, the completions, docs/cli.md and the test that types each flag.
 
 mod bench;
 mod cache;
@@ -39,9 +39,10 @@ pub const ENGINE: &[Group] = &[
 /// Flags of the HTTP server.
 pub const SERVER: &[Group] = &[frontend::HTTP, frontend::CHAT_FORMAT, frontend::OBSERVABILITY];
 /// Flags of `chat`, before those of the engine, which they shadow.
-pub const CHAT: &[Group] = &[client::CLIENT, client::CHAT, client::SAMPLING, client::CONFIG_FILE];
+pub const CHAT: &[Group] =
+    &[client::CLIENT, client::CHAT, client::LENGTH, client::SAMPLING, client::CONFIG_FILE];
 /// Flags of `complete`, likewise.
-pub const COMPLETE: &[Group] = &[client::CLIENT, client::SAMPLING, client::CONFIG_FILE];
+pub const COMPLETE: &[Group] = &[client::CLIENT, client::LENGTH, client::SAMPLING, client::CONFIG_FILE];
 /// Flags of `doctor`, likewise.
 pub const DOCTOR: &[Group] = &[client::DOCTOR, client::CONFIG_FILE];
 /// Flags of `pull`.

@@ -1,5 +1,5 @@
-//! `--help`: rendered by clap from the table. Without a topic it shows the flags that most people need and the
-//! names of the groups; `--help=Group`, `--help=flag` and `--help=all` show the rest.
+//! `--help`: rendered by clap from the table. Without a topic it shows the flags that most people need and
+//! the names of the groups; `--help=Group`, `--help=flag` and `--help=all` show the rest.
 
 use clap::{Arg, ArgAction, builder::StyledStr};
 

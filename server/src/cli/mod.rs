@@ -38,3 +38,4 @@ pub use choices::*;
 pub use error::CliError;
 pub use help::HelpText;
 pub use parse::{Command, Invocation, parse};
+pub use sources::unknown_variables;

@@ -264,8 +264,8 @@ fn check_neutral(flag: &Flag, subject: &str, value: &Value) -> Result<(), CliErr
     let words: Vec<&str> = values.iter().filter(|v| !v.is_empty()).copied().collect();
     let instead = match (flag.kind, words.as_slice()) {
         (Kind::Bool | Kind::Json | Kind::List, _) | (_, []) => "leave it out".to_owned(),
-        (_, [only]) => format!("leave it at {only}"),
-        (_, several) => format!("leave it at {}", several.join(" or ")),
+        (_, [only]) => format!("leave it out, or at {only}"),
+        (_, several) => format!("leave it out, or at {}", several.join(" or ")),
     };
     Err(CliError::new(subject, format!("{later}; {instead}")))
 }

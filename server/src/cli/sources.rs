@@ -1,12 +1,15 @@
-//! Where values come from besides the command line: the environment twins and the `--config` file. Both become
-//! the same assignments as typed flags; `resolve` picks between them.
+//! Where values come from besides the command line: the environment twins and the `--config` file. Both
+//! become the same assignments as typed flags; `resolve` picks between them.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value as Json;
 
-use super::commands::CommandSpec;
+use super::commands::{COMMANDS, CommandSpec};
 use super::error::CliError;
 use super::flag::{Flag, Kind};
 use super::lex::{Set, unknown_flag};
+use super::suggest::nearest;
 use super::value::json_word;
 
 /// Reads one environment variable.
@@ -59,6 +62,32 @@ pub fn from_environment(spec: &CommandSpec, env: Env<'_>) -> (Vec<Assignment>, V
     }
     (found, notices)
 }
+
+/// Notices about `PALLIUM_` variables that no flag of any command has: a misspelt twin would otherwise be
+/// silently without effect. Those that Kubernetes sets for a service called pallium, and those of builds, are
+/// left alone.
+pub fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<String> {
+    let flags = COMMANDS.iter().flat_map(CommandSpec::flags);
+    let known: BTreeSet<String> = flags.filter_map(Flag::env_name).collect();
+    let foreign = |name: &str| {
+        name.starts_with("PALLIUM_PORT_")
+            || name.starts_with("PALLIUM_SERVICE_")
+            || BUILD_VARIABLES.contains(&name)
+    };
+    let unknown = names.filter(|n| n.starts_with("PALLIUM_") && !known.contains(n) && !foreign(n));
+    let notice = |name: String| {
+        let spelt = |text: &str| text.trim_start_matches("PALLIUM_").replace('_', "-").to_lowercase();
+        let flags: BTreeMap<String, &String> = known.iter().map(|known| (spelt(known), known)).collect();
+        match nearest(&spelt(&name), flags.keys().map(String::as_str)) {
+            Some(near) => format!("{name}: no flag has this twin; did you mean {}?", flags[near]),
+            None => format!("{name}: no flag has this twin; it is without effect"),
+        }
+    };
+    unknown.map(notice).collect()
+}
+
+/// Variables that builds read.
+const BUILD_VARIABLES: &[&str] = &["PALLIUM_CUDA_ARCHS"];
 
 /// The flags in a YAML file.
 ///

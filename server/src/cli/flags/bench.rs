@@ -69,6 +69,7 @@ pub const WORKLOAD: Group = Group {
             .unset("1024 of random, else the file's")
             .common(),
         Flag::count("output-len", TOKENS, 1, LONGEST, "Tokens generated")
+            .alias(&["--sharegpt-output-len", "--custom-output-len"])
             .unset("128 of random, else the file's")
             .common(),
         Flag::count("random-input-len", TOKENS, 1, LONGEST, "As --input-len, for random").unset("1024"),

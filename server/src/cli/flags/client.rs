@@ -24,20 +24,26 @@ pub const CHAT: Group = Group {
     flags: &[Flag::text("system-prompt", "What the model is told first").unset("none").common()],
 };
 
+/// How long answers may be.
+pub const LENGTH: Group = Group {
+    name: "Length",
+    about: "How long answers may be",
+    flags: &[Flag::count(
+        "max-tokens",
+        "a count of tokens",
+        1,
+        engine_core::limits::MAX_MODEL_LEN as i128,
+        "Longest answer",
+    )
+    .unset("the rest of the context")
+    .common()],
+};
+
 /// How answers are drawn.
 pub const SAMPLING: Group = Group {
     name: "Sampling",
     about: "How answers are drawn",
     flags: &[
-        Flag::count(
-            "max-tokens",
-            "a count of tokens",
-            1,
-            engine_core::limits::MAX_MODEL_LEN as i128,
-            "Longest answer",
-        )
-        .unset("the rest of the context")
-        .common(),
         Flag::float("temperature", 0.0, 2.0, "0 takes the likeliest token").unset("the model's").common(),
         Flag::new(
             "top-p",

@@ -3,8 +3,7 @@
 use super::ANY;
 use crate::cli::flag::{Flag, Group, Kind};
 
-const SPECULATION: &str =
-    "speculative decoding is not in this version; leave the flag out: answers are the same";
+const SPECULATION: &str = "speculative decoding is not in this version (answers are the same without it)";
 const KERNELS: &str = "Pallium picks its kernels itself";
 const LORA: &str = "LoRA adapters are not in this version";
 const MEDIA: &str = "multimodal models are not in this version";

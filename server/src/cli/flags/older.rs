@@ -1,5 +1,5 @@
-//! Names that vLLM had or has and Pallium does not offer: mapped to what they are called now, accepted without
-//! effect, or refused with what to use instead. They parse, so that an older script starts or hears why not;
+//! Names that vLLM had or has and Pallium does not offer: mapped to what they are called now, accepted
+//! without effect, or refused with what to use instead. They parse, so that an older script starts or hears why not;
 //! help and suggestions do not show them.
 
 use crate::cli::flag::{Flag, Group, Kind, Map, Mapped};

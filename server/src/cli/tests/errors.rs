@@ -25,7 +25,7 @@ fn messages() {
             "serve --gpu-memory-utilization nan",
             "error: --gpu-memory-utilization: nan is out of range; give a number above 0 and at most 1",
         ),
-        ("serve -tp 2", "error: -tp: tensor parallelism is not in this version; leave it at 1"),
+        ("serve -tp 2", "error: -tp: tensor parallelism is not in this version; leave it out, or at 1"),
         ("serve --enable-lora", "error: --enable-lora: LoRA adapters are not in this version; leave it out"),
         (
             "serve --dtype int3",

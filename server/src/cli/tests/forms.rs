@@ -135,6 +135,27 @@ fn kubernetes_and_foreign_variables() {
 }
 
 #[test]
+fn misspelt_twins_are_noticed() {
+    let names = [
+        "PATH",
+        "PALLIUM_PORT",
+        "PALLIUM_PORT_8000_TCP",
+        "PALLIUM_SERVICE_HOST",
+        "PALLIUM_CUDA_ARCHS",
+        "PALLIUM_NUM_PROMPTS",
+        "PALLIUM_MAX_MODLE_LEN",
+        "PALLIUM_XYZZY",
+    ];
+    assert_eq!(
+        unknown_variables(names.into_iter().map(str::to_owned)),
+        [
+            "PALLIUM_MAX_MODLE_LEN: no flag has this twin; did you mean PALLIUM_MAX_MODEL_LEN?",
+            "PALLIUM_XYZZY: no flag has this twin; it is without effect",
+        ]
+    );
+}
+
+#[test]
 fn typed_values() {
     let args = serve(
         "serve M --dtype half --device cuda:1 --seed 18446744073709551615 --max-logprobs -1 \

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::cli::commands::COMMANDS;
+use crate::cli::progress::Progress;
 use crate::cli::startup::{Address, StartupTable, grouped, human_size};
-use crate::cli::{Choice as _, Shell, completions, docs};
+use crate::cli::{Choice as _, LogFormat, Shell, completions, docs};
 
 fn help(text: &str) -> String {
     match line(text).expect("help").command {
@@ -112,6 +113,23 @@ curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/jso
     let curl = socket.curl_line();
     assert!(curl.starts_with("curl --unix-socket '/run/p.sock' http://localhost/v1/completions -H \"Authorization: Bearer $PALLIUM_API_KEY\""), "{curl}");
     assert!(curl.contains("\"prompt\""));
+}
+
+#[test]
+fn progress_is_silent_beside_json_logs() {
+    let bars = [
+        Progress::bytes("weights", 0, LogFormat::Json),
+        Progress::bytes("weights", 10, LogFormat::Json),
+        Progress::steps("requests", 3, LogFormat::Json),
+        Progress::hidden(),
+    ];
+    for bar in bars {
+        assert!(!bar.is_shown());
+        bar.clone().advance(1);
+        bar.set(2);
+        bar.line("a line");
+        bar.finish();
+    }
 }
 
 #[test]
