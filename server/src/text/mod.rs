@@ -1,1 +1,7 @@
 //! Text and tokens: tokenizers, incremental detokenizing, stop strings.
+
+pub mod detokenize;
+pub mod sentencepiece;
+pub mod stop;
+pub mod tokenizer;
+mod trie;

@@ -210,18 +210,17 @@ fn operator_length(text: &str, at_start: bool) -> usize {
     if at_start {
         return 2 + usize::from(matches!(text.as_bytes().get(2), Some(b'-' | b'+')));
     }
-    if ["-}}", "-%}", "+%}"].iter().any(|mark| *mark == text) {
+    if ["-}}", "-%}", "+%}"].contains(&text) {
         return 3;
     }
-    if ["}}", "%}"].iter().any(|mark| *mark == text)
-        || ["==", "!=", "<=", ">=", "//", "**"].iter().any(|o| starts(o))
-    {
+    if ["}}", "%}"].contains(&text) || ["==", "!=", "<=", ">=", "//", "**"].iter().any(|o| starts(o)) {
         return 2;
     }
     text.chars().next().map_or(1, char::len_utf8)
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
 
