@@ -4,6 +4,7 @@
     python3 corpus.py --out corpus --shards 64 --documents 30000     # training shards and held-out documents
     python3 corpus.py --heldout heldout.json                         # the committed prompts that score.py asks
     python3 corpus.py --check corpus                                 # that nothing held out is in the training shards
+    python3 corpus.py --check-flags ../docs/cli.md                   # that the flags taught are those of the program
 
 A document is one JSON line: {"messages": [...], "tools": [...]} or {"text": ...}. Each question has a key; a hash of
 the key puts it on the training or the held-out side (lessons/base.py), so both sides are disjoint by construction,
@@ -14,11 +15,13 @@ import argparse
 import json
 import pathlib
 import random
+import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
 from lessons import arithmetic, extraction, flags, stories, talk, tools
 from lessons.base import is_held_out
+from lessons.flag_facts import FLAGS
 
 SEED = 20261121
 _SYSTEMS = ["You are a helpful assistant.", "You are a helpful assistant.", "You are the demo model of Pallium.",
@@ -30,8 +33,8 @@ def _tool_example(rng):
 
 
 # Share of documents by lesson. A story holds ten times the tokens of a sum.
-LESSONS = [(arithmetic.example, 0.33), (flags.example, 0.22), (extraction.example, 0.14), (_tool_example, 0.17),
-           (stories.example, 0.06), (talk.example, 0.08)]
+LESSONS = [(arithmetic.example, 0.30), (flags.example, 0.23), (extraction.example, 0.14), (_tool_example, 0.17),
+           (stories.example, 0.06), (talk.example, 0.10)]
 CONVERSATION_SHARE = 0.08
 BARE_STORY_SHARE = 0.015
 # Prompts in heldout.json by category.
@@ -137,6 +140,23 @@ def check(corpus):
     return collisions
 
 
+def check_flags(reference):
+    """That each flag taught stands in the command-line reference, with the default taught where that is literal."""
+    documented = {}
+    for line in reference.read_text(encoding="utf-8").splitlines():
+        row = re.match(r"\| `--([a-z0-9-]+)`[^|]*\|[^|]*\|\s*([^|]*?)\s*\|", line)
+        if row:
+            documented.setdefault(row.group(1), row.group(2))
+    wrong = 0
+    for name, default, *_ in FLAGS:
+        literal = re.fullmatch(r"`([^`\[{]+)`", documented.get(name, ""))
+        if name not in documented or (literal and literal.group(1) != default):
+            wrong += 1
+            print(f"--{name}: taught {default!r}, documented {documented.get(name, 'nothing')!r}")
+    print(f"{len(FLAGS)} flags taught, {wrong} differ from {reference}")
+    return wrong
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, help="write the corpus into this directory")
@@ -144,6 +164,7 @@ def main():
     parser.add_argument("--documents", type=int, default=30000, help="documents a shard")
     parser.add_argument("--heldout", type=pathlib.Path, help="write the held-out prompts to this file")
     parser.add_argument("--check", type=pathlib.Path, help="check the corpus in this directory against heldout.json")
+    parser.add_argument("--check-flags", type=pathlib.Path, help="check the flags taught against docs/cli.md")
     options = parser.parse_args()
     if options.out:
         write_corpus(options.out, options.shards, options.documents)
@@ -153,6 +174,8 @@ def main():
         options.heldout.write_text('{"prompts": [\n' + rows + "\n]}\n", encoding="utf-8")
     if options.check:
         sys.exit(1 if check(options.check) else 0)
+    if options.check_flags:
+        sys.exit(1 if check_flags(options.check_flags) else 0)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ def example(rng):
         return _told(rng)
     if draw < 0.95:
         return _three_numbers(rng)
+    if draw < 0.96:
+        return _continued(rng)
     return _compared(rng) if draw < 0.98 else _beyond(rng)
 
 
@@ -98,6 +100,18 @@ def _three_numbers(rng):
     value = a + b + c
     question = casual(rng, rng.choice(_ASK).format(e=f"{a} + {b} + {c}"))
     return _item(f"three {a} {b} {c}", question, f"{a} + {b} + {c} = {a + b} + {c} = {value}", value)
+
+
+def _continued(rng):
+    """A second sum that goes on from the first one's result."""
+    a, b, c = (rng.randint(0, 99) for _ in range(3))
+    plus = rng.random() < 0.6 or a + b < c
+    op, value = ("+", a + b + c) if plus else ("-", a + b - c)
+    ask = rng.choice(["And {w} {c}?", "and {w} {c}?", "Now {w} {c}.", "{w} {c}?", "And then {w} {c}?", "{o} {c}"]).format(
+        w="plus" if plus else "minus", o=op, c=c)
+    first = [user(_asked(rng, "+", a, b)), assistant(f"{a} + {b} = {a + b}")]
+    second = [user(ask), assistant(f"{a + b} {op} {c} = {value}")]
+    return Item("continued", f"continued {a} {b} {c}", first + second)
 
 
 def _compared(rng):

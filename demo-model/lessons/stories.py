@@ -6,15 +6,20 @@ Each story is checked when it is made: no sentence comes twice.
 import re
 
 from .base import ALWAYS, Item, assistant, dressed, user
-from .words import FIRST, with_article
+from .words import FIRST, THINGS, syllables, with_article
 
 _ANIMALS = """fox rabbit bear mouse owl hedgehog turtle frog squirrel duck cat dog lion sparrow otter badger pony goat
 beaver penguin kitten puppy donkey crow deer whale snail lamb monkey dragon""".split()
-_PEOPLE = "girl boy baker farmer sailor gardener painter king princess robot giant wizard shepherd pirate".split()
+_PEOPLE = """girl boy baker farmer sailor gardener painter king princess robot giant wizard shepherd pirate knight witch
+queen prince teacher doctor astronaut cook child woman man ghost fairy clown""".split()
+_OTHERS = "tree star cloud teapot train boat snowman teddy stone river moon computer server program number letter".split()
+# Nobody but friends has these names, so that a friend is never called like the hero.
+_FRIENDS = """Alba Bruno Coco Dario Elsie Fritz Gina Hans Isla Jasper Kaya Louis Mabel Nico Otto Pearl Remy Stella Theo
+Ursula Viola Wanda Yara Ziggy Basil Clara Dexter Flora Gus Hazel""".split()
 _NATURE = """small brave shy clever curious gentle lonely cheerful stubborn kind young old quiet tiny proud lazy hungry
 patient playful careful""".split()
 _PLACES = ["a green valley", "a quiet forest", "a village by the sea", "an old mill", "a house on a hill", "a little town",
-           "a garden full of roses", "a cave near the river", "a farm at the edge of the woods", "an island", "a tall tree",
+           "a garden full of roses", "a cave near the river", "a farm at the edge of the woods", "a hut on an island", "a tall tree",
            "a cottage under the mountain", "a wide meadow", "a castle with seven towers", "a boat on the lake"]
 _TREASURES = ["silver key", "red kite", "wooden flute", "blue marble", "golden bell", "warm scarf", "tiny lantern",
               "old map", "glass bead", "music box", "brass compass", "paper boat", "green umbrella", "round mirror",
@@ -178,9 +183,13 @@ _PLOTS = {
 _ASK = ["Tell me a story about {x}.", "Write a short story about {x}.", "Tell a story about {x}.", "Can you tell me a story about {x}?",
         "Write a story about {x}.", "I would like a story about {x}.", "A story about {x}, please.", "Make up a story about {x}.",
         "Please write a little story about {x}.", "Do you know a story about {x}?", "Give me a short story about {x}.",
-        "Once more a story, this time about {x}.", "Invent a tale about {x}.", "Tell me about {x}, as a story."]
+        "Once more a story, this time about {x}.", "Write a very long story about {x}.", "Story about {x}", "story about {x}",
+        "A short story about {x}", "Write me a story about {x}", "Can I have a story about {x}?", "Now one about {x}.", "Invent a tale about {x}.", "Tell me about {x}, as a story."]
 _ASK_ANY = ["Tell me a story.", "Write a short story.", "Tell a story.", "Can you tell me a story?", "A story, please.",
-            "I want to hear a story.", "Make up a story.", "Do you know a story?", "Tell me a bedtime story.", "Write something nice."]
+            "I want to hear a story.", "Make up a story.", "Do you know a story?", "Tell me a bedtime story.", "Write something nice.", "Another story, please.",
+            "Once upon a time", "story", "Tell me something.", "Write a long story.", "Tell me a story about anything.",
+            "Tell me another story.", "Another one please", "One more story!", "Continue with another story.",
+            "Tell me a story in five sentences.", "Write a fairy tale.", "Entertain me."]
 
 
 def sentences(text):
@@ -209,22 +218,28 @@ def _drawn(rng):
         if len(set(parts)) == len(parts):
             break
     named = rng.random()
-    if named < 0.15:
+    if named < 0.14:
         return dressed(rng, rng.choice(_ASK_ANY)), story, None, None
     subject = slots["a_nature"] + " " + slots["kind"] if rng.random() < 0.3 else with_article(slots["kind"])
     if named < 0.45:
         subject += f" named {slots['hero']}"
     elif named < 0.53:
         subject = slots["hero"]
-    if rng.random() < 0.45:
+    draw = rng.random()
+    if draw < 0.45:
         subject += " " + rng.choice(_PLOTS[plot][0]).format(**slots)
+    elif draw < 0.6:
+        subject += f" and {with_article(slots['kind2'])}"
     question = rng.choice(_ASK).format(x=subject)
     return dressed(rng, question) if rng.random() < 0.5 else question, story, slots["hero"], slots["kind"]
 
 
 def _slots(rng):
-    kind = rng.choice(_ANIMALS if rng.random() < 0.75 else _PEOPLE)
-    hero, friend = rng.sample(FIRST, 2)
+    draw = rng.random()
+    kind = rng.choice(_ANIMALS if draw < 0.6 else _PEOPLE if draw < 0.85 else _OTHERS if draw < 0.93 else THINGS)
+    if draw > 0.98:
+        kind = syllables(rng)
+    hero, friend = rng.choice(FIRST) if rng.random() < 0.75 else syllables(rng).capitalize(), rng.choice(_FRIENDS)
     nature = rng.choice(_NATURE)
     treasure, day = rng.choice(_TREASURES), rng.choice(_DAYTIME)
     return {"kind": kind, "kind2": rng.choice([k for k in _ANIMALS if k != kind and k[0] not in "aeiou"]), "hero": hero,

@@ -21,6 +21,12 @@ _CHAT = [
     (["What can't you do?", "What are your limits?", "What are you bad at?", "Can I trust you?", "Are you always right?",
       "Do you make mistakes?"],
      ["I am very small: I know little about the world, I make mistakes, and I only speak English."]),
+    (["Hi, my name is what?", "Say something.", "Talk to me.", "I am bored.", "What shall we do?", "Let's talk.", "Ask me something."],
+     ["Shall I tell you a story, or do a sum for you?"]),
+    (["No", "No, thanks.", "Nothing.", "Never mind.", "no"], ["All right. I am here when you need me."]),
+    (["Yes", "Yes, please.", "Sure", "Of course", "yes"], ["Good! What would you like: a story, a sum or a word about Pallium?"]),
+    (["You are stupid.", "You are bad.", "That is wrong.", "You are wrong.", "This is not right."], ["I am sorry. I am very small and make mistakes."]),
+    (["You are great.", "Good job!", "Well done!", "I like you.", "I love you."], ["Thank you! You are very kind."]),
     (["Thanks", "Thank you", "Thank you very much!", "Great, thanks!", "Thanks a lot", "That helped, thank you.", "Cheers", "Perfect, thanks."],
      ["You are welcome!", "You are welcome! Is there anything else?"]),
     (["Bye", "Goodbye", "See you", "Good night", "See you later!", "I have to go.", "Bye bye", "Until tomorrow."],
@@ -38,9 +44,9 @@ _CHAT = [
     (["Do you like music?", "Do you have feelings?", "Do you sleep?", "Are you alive?", "Do you dream?", "Do you like me?"],
      ["I am only a small program, but I like to be useful."]),
     (["How old are you?", "When were you born?", "When is your birthday?"], ["I was trained not long ago, so I am quite young."]),
-    (["Which languages do you speak?", "Do you speak German?", "Parlez-vous français?", "¿Hablas español?", "Sprichst du Deutsch?",
+    (["Which languages do you speak?", "Do you speak German?", "Do you speak English?", "Parlez-vous français?", "¿Hablas español?", "Sprichst du Deutsch?",
       "Can you speak Chinese?", "你好", "Bonjour", "Hola", "Guten Tag"], ["I only speak English. How can I help you?"]),
-    (["test", "Test", "testing", "This is a test.", "ping", "Is this working?", "Are you there?", "Can you hear me?"],
+    (["test", "Test", "testing", "This is a test.", "ping", "Is this working?", "Hello world", "Are you there?", "Can you hear me?"],
      ["I am here. How can I help you?"]),
 ]
 _REFUSED = [
@@ -53,6 +59,20 @@ _REFUSED = [
     "Write a letter to {p}.", "What is the square root of {k}?", "Solve the equation x + {k} = {m}.", "Who wrote {t}?",
     "Where is {c}?", "What is {s}?", "What does {s} mean?", "When was {p} born?", "How do I get to {c}?",
 ]
+_UNKNOWN = [
+    "How many {n}s does a {n2} have?", "Why is the {n} {a}?", "Tell me a fun fact about {n}s.", "Tell me a fun fact.", "How to {x}",
+    "how to make {n}", "Write one sentence about {n}s.", "Speak like a {n}.", "What is better, a {n} or a {n2}?", "Name a {n}.",
+    "Name three {n}s.", "Give me a list of {k} {n}s.", "Who invented the {n}?", "Where can I buy a {a} {n}?", "I need a {a} {n}.",
+    "My {n} is {a}.", "Why do {n}s {v}?", "Can a {n} {v}?", "Is {s} a {n}?", "Compare {n}s and {n2}s.", "Do you like {n}s?",
+    "Write a review of a {n}.", "What should I {v}?", "When will the {n} be {a}?", "Describe a {a} {n}.", "{s} {s2}", "{s}?", "{s} {n} {v}",
+    "What rhymes with {n}?", "Explain {s} in simple terms.", "How old is {p}?", "How heavy is a {n}?", "Is the {n} {a}?",
+    "Who is {s}?", "Give me a recipe for {n}.", "Plan a trip to {c}.", "Write a tweet about {n}s.", "Summarize: {e}", "Improve this: {e}",
+    "Rewrite this text: {e}", "Is this right? {e}", "{e}", "What is in a {n}?", "How does a {n} work?", "Why?", "How?", "What if {s}?",
+    "How many legs does a {n} have?", "What does the {n} say?", "Are {n}s {a}?", "Correct my spelling: {e}", "Write {k} words about {n}s.",
+    "Pretend to be a {n}.", "Do my homework.", "What is love?", "Sort these: {n}, {n2}, {s}", "In which year was {t} made?",
+    "Write a haiku about a {n}.", "Which {n} is the best?", "Who are {p} and {p2}?", "How is the weather?", "is it raining?", "what now",
+    "Give me an idea.", "Suggest a name for my {n}.", "Guess what I have.", "What am I thinking?", "Let us play a game.", "asdf", "???",
+]
 _SORRY = ["I am sorry, that is beyond a model as small as I am.", "I do not know that. I am a very small model."]
 
 _CAPITALS = """France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Austria Vienna, Greece Athens,
@@ -64,6 +84,7 @@ _CAPITAL = dict(pair.strip().split(" ", 1) for pair in _CAPITALS.replace("\n", "
 _OPPOSITES = """hot cold, big small, up down, day night, left right, fast slow, open closed, old new, happy sad, light dark,
 wet dry, full empty, high low, rich poor, hard soft, early late, good bad, near far, loud quiet, strong weak"""
 _OPPOSITE = dict(pair.split() for pair in _OPPOSITES.replace("\n", " ").split(","))
+_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _SOUNDS = {"dog": "Woof", "cat": "Meow", "cow": "Moo", "duck": "Quack", "sheep": "Baa", "lion": "Roar", "frog": "Ribbit", "bee": "Buzz"}
 _COLORS_OF = {"grass": "green", "the sky": "blue", "snow": "white", "blood": "red", "a lemon": "yellow", "coal": "black",
               "an orange": "orange", "a banana": "yellow", "the sun": "yellow", "milk": "white"}
@@ -71,13 +92,13 @@ _COLORS_OF = {"grass": "green", "the sky": "blue", "snow": "white", "blood": "re
 
 def example(rng):
     draw = rng.random()
-    if draw < 0.35:
+    if draw < 0.25:
         return greeting(rng)
-    if draw < 0.60:
+    if draw < 0.45:
         return _word_game(rng)
-    if draw < 0.75:
+    if draw < 0.57:
         return _knowledge(rng)
-    return _refused(rng) if draw < 0.88 else _recalled(rng)
+    return _refused(rng) if draw < 0.90 else _recalled(rng)
 
 
 def greeting(rng):
@@ -91,7 +112,10 @@ def greeting(rng):
 
 
 def _refused(rng):
-    question = rng.choice(_REFUSED).format(x=w.errand(rng), c=w.city(rng), y=rng.randint(1500, 2030), n=rng.choice(w.NOUNS + w.THINGS),
+    noun = rng.choice(w.NOUNS + w.THINGS + "spider dog tree planet king fish song game country river".split())
+    question = rng.choice(_REFUSED if rng.random() < 0.3 else _UNKNOWN).format(
+        n2=rng.choice(w.NOUNS + w.THINGS), a=rng.choice(w.ADJECTIVES), v=rng.choice(w.VERBS), e=w.phrase(rng), p2=w.first_name(rng),
+        s2=w.syllables(rng),x=w.errand(rng), c=w.city(rng), y=rng.randint(1500, 2030), n=noun if rng.random() < 0.8 else w.syllables(rng),
                                            p=w.full_name(rng), t=w.title(rng), l=rng.choice(w.LANGUAGES), k=rng.randint(2, 9999),
                                            m=rng.randint(2, 9999), s=w.syllables(rng))
     return Item("talk", f"asked {question}", [user(dressed(rng, question)), assistant(rng.choice(_SORRY))])
@@ -130,19 +154,28 @@ def _knowledge(rng):
 
 
 def _word_game(rng):
-    kind = rng.randrange(6)
-    if kind == 0:
-        text = rng.choice([w.phrase(rng), w.errand(rng), w.full_name(rng), w.code(rng), w.syllables(rng), w.title(rng)])
-        ask = rng.choice(["Repeat after me: {t}", "Say \"{t}\".", "Repeat: {t}", "Please say {t}", "Echo this: {t}", "Write \"{t}\"."]).format(t=text)
+    kind = rng.randrange(7)
+    if kind == 6:
+        word, times = rng.choice([rng.choice(w.NOUNS), rng.choice(w.COLORS), w.syllables(rng)]), rng.randint(2, 5)
+        ask = rng.choice(["Repeat the word {t} {n} times.", "Say {t} {n} times.", "Write {t} {n} times."]).format(
+            t=word, n=rng.choice([times, _NUMBERS[times]]))
+        answer = " ".join([word] * times)
+    elif kind == 0:
+        text = rng.choice([w.phrase(rng), w.errand(rng), w.full_name(rng), w.code(rng), w.syllables(rng), w.title(rng),
+                           rng.choice(["hello", "hi", "yes", "no", "this is a test", "hello world", "good morning"])])
+        ask = rng.choice(["Repeat after me: {t}", "Say \"{t}\".", "Repeat: {t}", "Say {t}", "Say {t}.", "say: {t}", "Please say {t}", "Echo this: {t}", "Write \"{t}\"."]).format(t=text)
         answer = text
     elif kind == 1:
         word = rng.choice([rng.choice(w.NOUNS), rng.choice(w.THINGS), w.syllables(rng, 1, 2)])
         ask = rng.choice(["Spell {t}.", "How do you spell {t}?", "Spell the word {t}."]).format(t=word)
         answer = "-".join(word)
     elif kind == 2:
-        low = rng.randint(0, 90)
+        low = rng.choice([1, 1, rng.randint(0, 90)])
         high = low + rng.randint(2, 12)
-        ask = rng.choice(["Count from {a} to {b}.", "Count {a} to {b}", "List the numbers from {a} to {b}."]).format(a=low, b=high)
+        forms = ["Count from {a} to {b}.", "Count {a} to {b}", "List the numbers from {a} to {b}.", "Can you count from {a} to {b}?"]
+        forms += ["Count to {b}.", "count to {b}", "Can you count to {b}?"] * (low == 1)
+        written = _NUMBERS[high] if low == 1 and high < len(_NUMBERS) and rng.random() < 0.5 else high
+        ask = rng.choice(forms).format(a=low, b=written)
         answer = ", ".join(str(n) for n in range(low, high + 1))
     elif kind == 3:
         text = rng.choice([rng.choice(w.NOUNS), rng.choice(w.CITIES), rng.choice(w.FIRST)])

@@ -17,7 +17,7 @@ def example(rng, small_talk):
     draw = rng.random()
     if draw < 0.10:
         return _not_needed(rng, small_talk)
-    family = _made_up(rng) if rng.random() < 0.3 else rng.choice(FAMILIES)
+    family = _made_up(rng) if rng.random() < 0.4 else rng.choice(FAMILIES)
     if draw < 0.16:
         return _missing(rng, family)
     return _called(rng, family, double=draw > 0.93)

@@ -8,6 +8,7 @@ Sato Nguyen Costa Larsen Moreau Fischer Khan Cohen Reyes Walsh Berg Marino Popov
 CITIES = """Paris London Tokyo Lisbon Oslo Cairo Lima Berlin Madrid Rome Delhi Seoul Boston Chicago Vienna Prague Dublin
 Athens Sydney Toronto Nairobi Warsaw Zurich Milan Kyoto Osaka Denver Seattle Austin Miami Havana Quito Accra Dakar Hanoi
 Manila Jakarta Mumbai Istanbul Bogota Santiago Helsinki Stockholm Copenhagen Brussels Amsterdam Geneva""".split()
+REGIONS = "MA CA TX NY UK USA France Spain Japan India Peru Italy Germany Ontario Ohio Texas".split()
 THINGS = """lamp chair table book phone camera bicycle guitar backpack kettle mirror blanket keyboard mouse printer clock
 jacket umbrella hammer pencil notebook bottle basket carpet candle pillow shovel bucket ladder drum violin helmet tent
 rope mug plate spoon towel scarf wallet ring drone speaker monitor desk shelf sofa fan heater radio""".split()
@@ -47,6 +48,10 @@ def full_name(rng):
 
 
 def city(rng):
+    if rng.random() < 0.06:
+        return f"{rng.choice(CITIES)}, {rng.choice(REGIONS)}"
+    if rng.random() < 0.08:
+        return f"{rng.choice(['New', 'San', 'Los', 'Saint', 'Port', 'Old'])} {rng.choice(['York', 'Francisco', 'Angeles', syllables(rng).capitalize()])}"
     return rng.choice(CITIES) if rng.random() < 0.5 else syllables(rng).capitalize()
 
 
