@@ -42,7 +42,9 @@ impl Fill {
     #[inline]
     pub fn value(&self, index: u64) -> f32 {
         let bits = mix(self.key.wrapping_add((index.wrapping_add(1)).wrapping_mul(GOLDEN)));
-        let lanes = (bits & 0xFFFF) + (bits >> 16 & 0xFFFF) + (bits >> 32 & 0xFFFF) + (bits >> 48);
+        // Two lanes at a time: no sum of two reaches the next.
+        let pairs = (bits & 0x0000_FFFF_0000_FFFF) + (bits >> 16 & 0x0000_FFFF_0000_FFFF);
+        let lanes = (pairs as u32).wrapping_add((pairs >> 32) as u32);
         (lanes as i32 - 131_070) as f32 * self.scale + self.mean
     }
 
