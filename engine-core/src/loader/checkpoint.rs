@@ -145,6 +145,14 @@ impl Checkpoint {
         })
     }
 
+    /// The file that holds a tensor (the directory when none does), for messages.
+    pub fn file_of(&self, name: &str) -> &Path {
+        match &self.source {
+            Source::Files { files, table } => table.get(name).map_or(&self.dir, |i| files[*i].path()),
+            Source::Dummy { .. } => &self.dir,
+        }
+    }
+
     /// Bytes of all tensors together.
     pub fn total_bytes(&self) -> u64 {
         let bytes = |name| self.info(name).and_then(|(dtype, shape)| shape_bytes(shape, dtype));

@@ -125,6 +125,25 @@ fn dummy_weights_follow_the_configuration() {
 }
 
 #[test]
+fn a_tensor_of_the_wrong_shape_or_type_is_named_with_its_file() {
+    use crate::loader::source::WeightSource;
+    let dir = TempDir::new("wrong");
+    let header = r#"{"w":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},
+        "i":{"dtype":"I64","shape":[1],"data_offsets":[8,16]}}"#;
+    dir.write("model.safetensors", &safetensors_bytes(header, &[0; 16]));
+    let c = Checkpoint::open(dir.path(), LoadFormat::Auto).unwrap();
+    assert!(c.part("w", [2, 1]).is_ok());
+    let message = |name, shape| c.part(name, shape).err().unwrap().to_string();
+    let shape = message("w", [1, 2]);
+    assert!(
+        shape.ends_with("model.safetensors: tensor w has shape [2, 1]; config.json makes it [2]"),
+        "{shape}"
+    );
+    assert!(message("i", [1, 1]).contains("model.safetensors: tensor i is stored as I64; float32"));
+    assert!(message("x", [1, 1]).contains("has no tensor x"));
+}
+
+#[test]
 fn load_formats_parse() {
     assert_eq!("pt".parse(), Ok(LoadFormat::Pt));
     assert!("pth".parse::<LoadFormat>().unwrap_err().contains("auto, safetensors, pt, dummy"));

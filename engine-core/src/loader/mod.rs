@@ -24,7 +24,8 @@ pub use checkpoint::{Checkpoint, LoadFormat, weight_files};
 pub use dtype::FileDType;
 pub use mmap::{Advice, HostBytes};
 
-/// One tensor of a checkpoint as it lies in its file: row-major, little-endian, contiguous.
+/// One tensor of a checkpoint as it lies in its file: row-major, little-endian, contiguous. Older torch files promise
+/// no alignment, so its elements are to be read as bytes.
 #[derive(Clone, Debug)]
 pub struct HostTensor {
     /// Its elements; a range of the mapped file where possible.

@@ -32,13 +32,15 @@ impl WeightSource for Checkpoint {
         if !matches {
             let want = if shape[0] == 1 { format!("[{}]", shape[1]) } else { format!("{shape:?}") };
             return Err(Error::Checkpoint(format!(
-                "{name}: has shape {:?}; config.json makes it {want}",
+                "{}: tensor {name} has shape {:?}; config.json makes it {want}",
+                self.file_of(name).display(),
                 t.shape
             )));
         }
         let Some(dtype) = t.dtype.device().filter(|d| d.is_float()) else {
             return Err(Error::Checkpoint(format!(
-                "{name}: is stored as {}; float32, float16 or bfloat16 is wanted",
+                "{}: tensor {name} is stored as {}; float32, float16 or bfloat16 is wanted",
+                self.file_of(name).display(),
                 t.dtype.name()
             )));
         };

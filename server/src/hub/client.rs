@@ -8,6 +8,7 @@ use std::time::Duration;
 use engine_core::limits::MAX_CONFIG_BYTES;
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode, header};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::cache::is_name;
@@ -66,12 +67,15 @@ const MAX_REDIRECTS: u32 = 8;
 const MAX_FILES: usize = 100_000;
 
 impl Client {
-    pub fn new(config: &HubConfig) -> Self {
+    /// # Errors
+    /// [`HubError::Io`] or [`HubError::Authorities`] when the file of certificate authorities is no good.
+    pub fn new(config: &HubConfig) -> Result<Self> {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(config.proxy.clone())
+            .tls_config(TlsConfig::builder().root_certs(root_certs(config)?).build())
             .user_agent(concat!("pallium/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
             .timeout_connect(Some(Duration::from_secs(10)))
@@ -80,7 +84,7 @@ impl Client {
             .build()
             .into();
         let (endpoint, token) = (config.endpoint.clone(), config.token.clone());
-        Client { agent, endpoint, token, retry_pause: config.retry_pause }
+        Ok(Client { agent, endpoint, token, retry_pause: config.retry_pause })
     }
 
     /// The commit a revision stands for, and its files.
@@ -263,6 +267,22 @@ enum Redirects {
 
 fn protocol(url: &str, reason: String) -> HubError {
     HubError::Protocol { url: without_query(url), reason }
+}
+
+/// The authorities of the configured file, else those built in.
+fn root_certs(config: &HubConfig) -> Result<RootCerts> {
+    let Some(path) = &config.ca_file else { return Ok(RootCerts::WebPki) };
+    let text = std::fs::read(path).map_err(|e| HubError::io(path, e, 0))?;
+    let certificates: Vec<_> = parse_pem(&text)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    match certificates.is_empty() {
+        true => Err(HubError::Authorities { path: path.clone() }),
+        false => Ok(RootCerts::new_with_certs(&certificates)),
+    }
 }
 
 /// Storage addresses carry signatures; messages do not.

@@ -18,6 +18,9 @@ pub struct HubConfig {
     /// Whether the network may not be asked.
     pub offline: bool,
     pub proxy: Option<ureq::Proxy>,
+    /// PEM file of the certificate authorities to trust instead of the built-in ones (Mozilla's, so that no system
+    /// file is needed); for networks whose proxy reads TLS.
+    pub ca_file: Option<PathBuf>,
     /// Pause before the first retry; doubles each time.
     pub retry_pause: Duration,
     /// How long a silent connection is waited for.
@@ -26,7 +29,7 @@ pub struct HubConfig {
 
 impl HubConfig {
     /// From the process's environment: HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_TOKEN_PATH, HF_HUB_OFFLINE, and
-    /// the usual proxy variables.
+    /// what Python's client heeds besides: the usual proxy variables, SSL_CERT_FILE, REQUESTS_CA_BUNDLE.
     pub fn from_env() -> Self {
         let proxy = ureq::Proxy::try_from_env();
         HubConfig { proxy, ..Self::from_lookup(&|name| std::env::var(name).ok()) }
@@ -44,6 +47,7 @@ impl HubConfig {
             token: token(&set, &home),
             offline: set("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
             proxy: None,
+            ca_file: set("SSL_CERT_FILE").or_else(|| set("REQUESTS_CA_BUNDLE")).map(PathBuf::from),
             retry_pause: Duration::from_secs(1),
             read_timeout: Duration::from_secs(30),
         }

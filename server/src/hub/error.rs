@@ -34,6 +34,9 @@ pub enum HubError {
     /// The hub's answer makes no sense.
     #[error("{url}: {reason}")]
     Protocol { url: String, reason: String },
+    /// SSL_CERT_FILE or REQUESTS_CA_BUNDLE names no certificates.
+    #[error("{}: holds no certificate; a PEM file is wanted (SSL_CERT_FILE, REQUESTS_CA_BUNDLE)", path.display())]
+    Authorities { path: PathBuf },
     /// No space left.
     #[error("{}: the disk is full ({wanted_bytes} bytes are still to come); free space, or set HF_HOME to another disk", path.display())]
     DiskFull { path: PathBuf, wanted_bytes: u64 },

@@ -144,7 +144,7 @@ fn fetch(
     on_event: OnEvent<'_>,
 ) -> Result<Resolved> {
     let revision = request.revision.unwrap_or(DEFAULT_REVISION);
-    let client = Client::new(config);
+    let client = Client::new(config)?;
     let listing = client.listing(request.model, revision)?;
     let selection = match include.is_empty() {
         true => Selection::for_serving(&listing.files, request.format),

@@ -364,6 +364,16 @@ fn the_environment_is_read_as_the_hubs_own_client_reads_it() {
     std::fs::remove_dir_all(home).unwrap();
 }
 
+#[test]
+fn a_file_of_authorities_has_to_be_one() {
+    let mut rig = Rig::new(tiny());
+    rig.config.ca_file = Some(rig.home.join("ca.pem"));
+    assert!(rig.refusal().contains("ca.pem"));
+    std::fs::create_dir_all(&rig.home).unwrap();
+    std::fs::write(rig.home.join("ca.pem"), "no certificate").unwrap();
+    assert!(rig.refusal().contains("ca.pem: holds no certificate"));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_said_to_be_full() {
