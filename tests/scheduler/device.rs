@@ -8,6 +8,7 @@ use engine_core::scheduler::{Phase, PlanRow, RowResult, Scheduler, StepPlan, Tok
 use crate::check;
 use crate::oracle::{draw, kv_root, kv_value};
 use crate::world::Violation;
+use tests::rng::mix;
 
 /// The device's memory.
 pub struct Device {
@@ -52,7 +53,7 @@ impl Device {
 
     /// The digest a row's attention finds at `position`.
     pub fn read(&self, group: usize, slot: u32, position: u32) -> Result<u64, Violation> {
-        Ok(self.kv[self.cell(group, slot, position)?])
+        Ok(self.kv[self.cell(group, slot, position)?] ^ layers(group))
     }
 
     fn apply(&mut self, deltas: &[TableDelta]) -> Result<(), Violation> {
@@ -78,7 +79,7 @@ impl Device {
             for (position, token) in (row.start..).zip(&tokens) {
                 before = kv_value(before, *token, tag);
                 let cell = self.cell(g, row.slot, position)?;
-                self.kv[cell] = before;
+                self.kv[cell] = before ^ layers(g);
             }
         }
         Ok(())
@@ -121,4 +122,9 @@ impl Device {
         check!(page != NULL_PAGE, "position {position} of slot {slot} has no page in group {group}");
         Ok((page * self.longest_page + position % page_tokens) as usize)
     }
+}
+
+/// A group's layers write KV of their own: a page of one group is worthless to another.
+fn layers(group: usize) -> u64 {
+    mix(group as u64 + 99)
 }

@@ -1,5 +1,6 @@
 //! One simulated engine and its load, drawn from a seed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -77,9 +78,19 @@ fn draw_groups(rng: &mut Rng) -> Vec<GroupSpec> {
     (0..count).map(|_| group(rng)).collect()
 }
 
-/// The request of this number.
-pub fn draw_request(rng: &mut Rng, setup: &Setup, number: u64) -> (Request, Feed) {
-    let prompt = draw_prompt(rng, setup.config.max_model_len);
+/// The request of this number; some go on where one of the `ended` sequences stopped, as in a chat.
+pub fn draw_request(
+    rng: &mut Rng,
+    setup: &Setup,
+    number: u64,
+    ended: &VecDeque<Vec<u32>>,
+) -> (Request, Feed) {
+    let mut prompt = draw_prompt(rng, setup.config.max_model_len);
+    if !ended.is_empty() && rng.percent(25) {
+        let earlier = &ended[rng.next() as usize % ended.len()];
+        prompt = earlier.iter().chain(&prompt[..1]).copied().collect();
+        prompt.truncate(setup.config.max_model_len as usize - 1);
+    }
     let max_tokens = if rng.percent(20) { 10_000 } else { rng.between(1, 40) };
     let params = SamplingParams {
         seed: rng.next(),
@@ -93,7 +104,7 @@ pub fn draw_request(rng: &mut Rng, setup: &Setup, number: u64) -> (Request, Feed
     };
     let request = Request {
         id: RequestId(number),
-        prompt,
+        prompt: prompt.into(),
         params,
         priority: rng.between(0, 2) as i32 - 1,
         cache_salt: rng.pick(&[None, None, Some("a"), Some("b")]).map(Arc::from),
@@ -103,7 +114,7 @@ pub fn draw_request(rng: &mut Rng, setup: &Setup, number: u64) -> (Request, Feed
 }
 
 /// A prefix of one of three documents and a tail of its own.
-fn draw_prompt(rng: &mut Rng, max_model_len: u32) -> Arc<[u32]> {
+fn draw_prompt(rng: &mut Rng, max_model_len: u32) -> Vec<u32> {
     let document = u64::from(rng.between(1, 3)) << 32;
     let shared = if rng.percent(70) { rng.between(0, max_model_len) } else { 0 };
     let own = if rng.percent(10) { 0 } else { rng.between(1, 6) };

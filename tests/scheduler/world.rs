@@ -83,6 +83,8 @@ pub struct World {
     flight: VecDeque<InFlight>,
     arrived: u32,
     outcomes: Vec<CommitOutcome>,
+    /// The sequences that ended last.
+    ended: VecDeque<Vec<u32>>,
 }
 
 struct InFlight {
@@ -96,14 +98,8 @@ impl World {
     pub fn new(seed: u64, fault: Option<Fault>) -> Self {
         let mut rng = Rng::new(seed);
         let setup = draw_setup(&mut rng);
-        let mut scheduler = Scheduler::new(setup.config.clone(), setup.kv.clone())
-            .unwrap_or_else(|e| panic!("{setup:?}: {e}"));
-        #[cfg(debug_assertions)]
-        if let Some(fault) = fault {
-            scheduler.plant(fault);
-        }
-        #[cfg(not(debug_assertions))]
-        assert!(fault.is_none(), "faults exist in debug builds only");
+        let scheduler = Scheduler::new(setup.config.clone(), setup.kv.clone());
+        let scheduler = plant(scheduler.unwrap_or_else(|e| panic!("{setup:?}: {e}")), fault);
         let tagged = setup.kv.prefix_caching == PrefixCaching::PromptPages;
         World {
             device: Device::new(&setup.kv.groups, setup.kv.pages, setup.config.max_num_seqs, tagged),
@@ -116,6 +112,7 @@ impl World {
             flight: VecDeque::new(),
             arrived: 0,
             outcomes: Vec::new(),
+            ended: VecDeque::new(),
             setup,
         }
     }
@@ -155,7 +152,7 @@ impl World {
     }
 
     fn arrive(&mut self) -> Result<(), Violation> {
-        let (request, feed) = draw_request(&mut self.rng, &self.setup, u64::from(self.arrived));
+        let (request, feed) = draw_request(&mut self.rng, &self.setup, u64::from(self.arrived), &self.ended);
         self.arrived += 1;
         let target =
             (request.prompt.len() as u32 + request.params.max_tokens).min(self.setup.config.max_model_len);
@@ -328,6 +325,12 @@ impl World {
         if finish.is_some() {
             self.coverage.ended += 1;
             self.coverage.ended_while_preempted += u64::from(live.stage == Stage::Waiting);
+            let mut sequence = std::mem::take(&mut live.oracle.tokens);
+            sequence.truncate(live.known as usize);
+            self.ended.push_back(sequence);
+            if self.ended.len() > 4 {
+                self.ended.pop_front();
+            }
             self.live.remove(&id);
             check!(self.scheduler.tokens(id).is_none(), "{id:?} has ended but is still known");
         } else {
@@ -344,4 +347,18 @@ impl World {
             SchedulingPolicy::Priority => (live.request.priority, live.request.id.0),
         }
     }
+}
+
+#[cfg(debug_assertions)]
+fn plant(mut scheduler: Scheduler, fault: Option<Fault>) -> Scheduler {
+    if let Some(fault) = fault {
+        scheduler.plant(fault);
+    }
+    scheduler
+}
+
+#[cfg(not(debug_assertions))]
+fn plant(scheduler: Scheduler, fault: Option<Fault>) -> Scheduler {
+    assert!(fault.is_none(), "faults exist in debug builds only");
+    scheduler
 }

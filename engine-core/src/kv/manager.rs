@@ -395,3 +395,116 @@ fn lcm(a: u32, b: u32) -> u32 {
     }
     (a / x).saturating_mul(b)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const FULL: GroupSpec = GroupSpec { kind: GroupKind::Full, page_tokens: 4 };
+    const WINDOW: GroupSpec = GroupSpec { kind: GroupKind::Window { tokens: 5 }, page_tokens: 4 };
+
+    fn manager(groups: &[GroupSpec], pages: u32) -> KvManager {
+        let config = KvConfig {
+            groups: groups.to_vec(),
+            pages,
+            prefix_caching: PrefixCaching::AllPages,
+            hash_key: [1, 2],
+        };
+        KvManager::new(config, 4).unwrap()
+    }
+
+    /// Computes and registers all of `tokens` in `slot`, in chunks, from what the cache has; returns the hit.
+    fn compute(kv: &mut KvManager, slot: u32, tokens: &[u32], chunk: usize) -> u32 {
+        let (mut chain, mut deltas) = (kv.chain(None), Vec::new());
+        let hit = kv.find_prefix(&mut chain, tokens, tokens.len());
+        let length = tokens.len() as u32;
+        kv.admit(slot, &mut chain, tokens, hit, length, &mut deltas);
+        for start in (hit.tokens..length).step_by(chunk) {
+            let end = length.min(start + chunk as u32);
+            assert!(kv.extend(slot, start, end, &mut deltas), "{end} tokens do not fit");
+            kv.register(slot, &mut chain, tokens, end, tokens.len());
+        }
+        hit.tokens
+    }
+
+    fn hit(kv: &KvManager, tokens: &[u32]) -> PrefixHit {
+        kv.find_prefix(&mut kv.chain(None), tokens, tokens.len())
+    }
+
+    #[test]
+    fn one_token_is_always_left_to_compute() {
+        let mut kv = manager(&[FULL], 9);
+        let tokens: Vec<u32> = (0..8).collect();
+        assert_eq!(compute(&mut kv, 0, &tokens, 8), 0);
+        assert_eq!(hit(&kv, &tokens).tokens, 4);
+        assert_eq!(hit(&kv, &(0..9).collect::<Vec<_>>()), PrefixHit { tokens: 8, idle_pages: 0, pages: 2 });
+        kv.release(0);
+        assert_eq!(hit(&kv, &(0..9).collect::<Vec<_>>()), PrefixHit { tokens: 8, idle_pages: 2, pages: 2 });
+        assert_eq!(kv.pool().free(), kv.pool().usable());
+    }
+
+    #[test]
+    fn the_last_pages_of_the_oldest_sequence_are_evicted_first() {
+        let mut kv = manager(&[FULL], 8);
+        let (old, new): (Vec<u32>, Vec<u32>) = ((0..13).collect(), (100..113).collect());
+        compute(&mut kv, 0, &old, 16);
+        kv.release(0);
+        compute(&mut kv, 1, &new, 16);
+        kv.release(1);
+        // Seven usable pages: three full ones each, and the page of the 13th token, which nobody can find.
+        assert_eq!((hit(&kv, &old).tokens, hit(&kv, &new).tokens), (12, 12));
+        compute(&mut kv, 2, &[7; 4], 4);
+        assert_eq!(
+            (hit(&kv, &old).tokens, hit(&kv, &new).tokens),
+            (12, 12),
+            "a page without content goes first"
+        );
+        compute(&mut kv, 3, &[8; 4], 4);
+        assert_eq!((hit(&kv, &old).tokens, hit(&kv, &new).tokens), (8, 12));
+    }
+
+    #[test]
+    fn a_hit_needs_the_last_window_in_every_group() {
+        let mut kv = manager(&[FULL, WINDOW], 40);
+        let tokens: Vec<u32> = (0..30).collect();
+        compute(&mut kv, 0, &tokens, 4);
+        let table = kv.tables().row(0, 1);
+        assert_eq!((table.pages().len(), table.first()), (8, 6), "positions before 24 have left the window");
+        assert_eq!(compute(&mut kv, 1, &tokens[..23], 4), 20);
+        assert_eq!(kv.tables().row(1, 1).pages()[..4], [NULL_PAGE; 4]);
+        assert_eq!(kv.pool().refs(kv.tables().row(1, 0).pages()[0]), 2);
+        // Another row takes the idle pages: what the window had let go is lost, row 0 still holds the full group's.
+        kv.release(1);
+        let other: Vec<u32> = (1_000..1_000 + (kv.pool().free() - 3) * 4).collect();
+        compute(&mut kv, 2, &other, 4);
+        assert!(kv.find_prefix(&mut kv.chain(None), &tokens, tokens.len()).tokens > 20);
+        assert_eq!(hit(&kv, &tokens[..23]).tokens, 0);
+    }
+
+    #[test]
+    fn nothing_is_taken_when_pages_are_short() {
+        let mut kv = manager(&[FULL, FULL], 6);
+        assert!(kv.extend(0, 0, 8, &mut Vec::new()));
+        assert_eq!((kv.held_pages(0), kv.pool().free()), (4, 1));
+        assert!(!kv.extend(0, 8, 12, &mut Vec::new()));
+        assert_eq!((kv.held_pages(0), kv.pool().free()), (4, 1));
+        assert_eq!((kv.most_tokens(8), kv.table_entries(9)), (8, 6));
+    }
+
+    #[test]
+    fn impossible_memory_is_refused() {
+        let zero = GroupSpec { kind: GroupKind::Full, page_tokens: 0 };
+        for (groups, pages, text) in [
+            (vec![], 9, "0 KV groups"),
+            (vec![FULL; 9], 99, "9 KV groups"),
+            (vec![zero], 9, "KV group 0"),
+            (vec![FULL, WINDOW], 2, "the KV pool has 2 pages"),
+        ] {
+            let prefix_caching = PrefixCaching::Off;
+            let error =
+                KvManager::new(KvConfig { groups, pages, prefix_caching, hash_key: [0, 0] }, 1).unwrap_err();
+            assert!(error.to_string().contains(text), "{error} does not say {text}");
+        }
+    }
+}

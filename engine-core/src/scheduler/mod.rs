@@ -25,6 +25,8 @@ mod preempt;
 mod queue;
 mod rows;
 mod schedule;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 
