@@ -1,6 +1,9 @@
 //! What the tests share: cases, tolerances, fixtures.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[cfg(feature = "cpu")]
+#[path = "../conformance/mod.rs"]
+pub mod conformance;
 pub mod engine;
 pub mod golden;
 pub mod load;

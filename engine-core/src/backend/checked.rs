@@ -32,12 +32,15 @@ impl Checked {
     }
 }
 
+/// A pool and what it was made of.
+type MadePool = (Weak<dyn Any + Send + Sync>, Vec<KvGroupSpec>);
+
 /// What a backend's streams and its load-time surface must agree on.
 #[derive(Default)]
 struct Shared {
     /// Captures under way.
     capturing: AtomicU32,
-    pools: Mutex<Vec<(Weak<dyn Any + Send + Sync>, Vec<KvGroupSpec>)>>,
+    pools: Mutex<Vec<MadePool>>,
 }
 
 impl Shared {

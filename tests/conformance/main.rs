@@ -1,0 +1,78 @@
+//! `cargo test -p tests --test conformance`: every op on every device of this build and host; see `mod.rs`.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use engine_core::backend::OpKind;
+use tests::conformance::{devices, invariance, run_all, support};
+
+macro_rules! ops {
+    ($($name:ident: $kind:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            run_all(OpKind::$kind);
+        })*
+
+        /// An op that gets cases gets a test.
+        #[test]
+        fn no_cases_are_left_out() {
+            let tested = [$(OpKind::$kind),*];
+            for op in OpKind::ALL {
+                assert_eq!(tested.contains(op), !tests::conformance::cases(*op).is_empty(), "{}", op.name());
+            }
+        }
+    };
+}
+
+ops! {
+    embed: Embed,
+    gather_rows: GatherRows,
+    scatter_rows: ScatterRows,
+    copy: Copy,
+    copy_pages: CopyPages,
+    update_tables: UpdateTables,
+    next_inputs: NextInputs,
+    plan_on_device: PlanOnDevice,
+    gemm: Gemm,
+    norm: Norm,
+    layer_norm: LayerNorm,
+    elementwise: Elementwise,
+    norm_linear: NormLinear,
+    rope_kv_write: RopeKvWrite,
+    paged_attention: PagedAttention,
+    merge_states: MergeStates,
+    attend_new: AttendNew,
+    top_k: TopK,
+    update_sampler: UpdateSampler,
+    sample: Sample,
+    log_probs: LogProbs,
+}
+
+#[test]
+fn a_row_alone_equals_it_among_others() {
+    devices().iter().for_each(invariance::gemm_rows);
+    devices().iter().for_each(invariance::attention_rows);
+    devices().iter().for_each(invariance::sample_rows);
+}
+
+#[test]
+fn paged_equals_contiguous() {
+    devices().iter().for_each(invariance::paging);
+}
+
+#[test]
+fn a_last_token_alone_equals_it_in_a_whole_prompt() {
+    devices().iter().for_each(invariance::chunks);
+}
+
+/// The draw of the case "largest noise" is what it says, or the case would test nothing.
+#[test]
+fn the_largest_noise_is_that() {
+    tests::conformance::sampling::check_largest();
+}
+
+/// docs/support.md says what ran here. After a change: `cargo run -p tests --bin support-matrix -- --write`.
+#[test]
+fn support_matrix_is_up_to_date() {
+    if let Err(difference) = support::verify() {
+        panic!("{difference}\nrun: cargo run -p tests --bin support-matrix -- --write");
+    }
+}

@@ -1,0 +1,106 @@
+//! docs/support.md: the op × backend matrix, made of what ran.
+//!
+//! A cell is the worst of what happened on the code paths of this host: `native` when the device started the op
+//! itself, `composed` when it ran other ops in its place, `no` when it refused, with the activation types in front of
+//! each. It holds no fact about the host, so every machine that passes writes the same text.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use engine_core::backend::OpKind;
+
+use super::check::{Verdict, report};
+use super::{Device, cases, devices};
+
+const START: &str = "<!-- matrix: written by `cargo run -p tests --bin support-matrix -- --write` -->";
+const END: &str = "<!-- end of matrix -->";
+
+/// Compares the committed matrix with what runs here.
+///
+/// # Errors
+/// The difference, as text.
+pub fn verify() -> Result<(), String> {
+    let committed = std::fs::read_to_string(path()).map_err(|e| format!("{}: {e}", path().display()))?;
+    let wanted = replaced(&committed)?;
+    if committed == wanted {
+        return Ok(());
+    }
+    let lines = committed.lines().zip(wanted.lines()).find(|(a, b)| a != b);
+    let (a, b) = lines.unwrap_or(("(its end)", "(more lines)"));
+    Err(format!("docs/support.md is not what ran:\ncommitted: {a}\nran:       {b}"))
+}
+
+/// Writes the matrix of what runs here between its markers.
+///
+/// # Errors
+/// When the file cannot be read or written, or has no markers.
+pub fn write() -> Result<(), String> {
+    let committed = std::fs::read_to_string(path()).map_err(|e| format!("{}: {e}", path().display()))?;
+    std::fs::write(path(), replaced(&committed)?).map_err(|e| format!("{}: {e}", path().display()))
+}
+
+fn path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/support.md")
+}
+
+fn replaced(text: &str) -> Result<String, String> {
+    let missing = || format!("docs/support.md needs the lines\n{START}\n{END}");
+    let (before, rest) = text.split_once(START).ok_or_else(missing)?;
+    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
+    Ok(format!("{before}{START}\n\n{}\n{END}{after}", matrix(&devices())))
+}
+
+/// The table over these devices.
+pub fn matrix(devices: &[Device]) -> String {
+    let mut columns: Vec<&str> = devices.iter().map(|d| d.column).collect();
+    columns.dedup();
+    let mut text = format!("| Op | {} |\n|---|{}\n", columns.join(" | "), "---|".repeat(columns.len()));
+    for op in OpKind::ALL {
+        let cells = columns.iter().map(|column| cell(*op, devices.iter().filter(|d| d.column == *column)));
+        let cells: Vec<String> = cells.collect();
+        writeln!(text, "| {} | {} |", op.name(), cells.join(" | ")).unwrap();
+    }
+    text
+}
+
+/// What happened to an op on one backend's devices, over all activation types.
+fn cell<'a>(op: OpKind, devices: impl Iterator<Item = &'a Device>) -> String {
+    let cases = cases(op);
+    if cases.is_empty() {
+        return "not tested".into();
+    }
+    let mut by_type: BTreeMap<_, Vec<Verdict>> = BTreeMap::new();
+    for device in devices {
+        for (case, (_, verdict)) in cases.iter().zip(&report(device, op).verdicts) {
+            by_type.entry(case.dtype).or_default().push(verdict.clone());
+        }
+    }
+    let mut by_word: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (dtype, verdicts) in &by_type {
+        by_word.entry(word(verdicts)).or_default().push(dtype.name());
+    }
+    let one = by_word.len() == 1;
+    let texts = by_word.iter().map(|(word, types)| match one {
+        true => (*word).to_owned(),
+        false => format!("{word} ({})", types.join(", ")),
+    });
+    texts.collect::<Vec<_>>().join(", ")
+}
+
+/// The worst of some cases; a type of which part is refused is `partly`.
+fn word(verdicts: &[Verdict]) -> &'static str {
+    let any = |f: fn(&Verdict) -> bool| verdicts.iter().any(f);
+    let refused = any(|v| matches!(v, Verdict::No(_)));
+    if any(|v| matches!(v, Verdict::Wrong(_))) {
+        "wrong"
+    } else if refused && verdicts.iter().all(|v| matches!(v, Verdict::No(_))) {
+        "no"
+    } else if refused {
+        "partly"
+    } else if any(|v| *v == Verdict::Composed) {
+        "composed"
+    } else {
+        "native"
+    }
+}
