@@ -5,9 +5,9 @@ pub mod cli;
 pub mod client;
 pub mod fanout;
 pub mod http;
-pub mod openai;
 pub mod hub;
 mod logging;
+pub mod openai;
 mod run;
 pub mod text;
 

@@ -1,7 +1,7 @@
 //! The minijinja environment in which chat templates run: jinja2's settings, Python's meaning.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::ValueKind;
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
@@ -32,6 +32,7 @@ pub(super) fn python_environment() -> Environment<'static> {
         written.map_err(Error::from)
     });
     environment.add_function("raise_exception", raise_exception);
+    environment.add_function("dict", dict);
     environment.add_function(markup::ADD_FUNCTION, markup::add);
     environment.add_filter("tojson", json::tojson);
     environment.add_filter(rewrite::ITERABLE_FILTER, filters::iterable);
@@ -69,6 +70,36 @@ fn raise_exception(message: &Value) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(RaisedByTemplate(message)))
 }
 
+/// `dict(pairs, **entries)`.
+fn dict(args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = args.into_values();
+    let (positional, kwargs): (&[Value], Kwargs) = from_args(&args)?;
+    let mut entries: Vec<(Value, Value)> = Vec::new();
+    for pairs in positional {
+        match pairs
+            .as_object()
+            .filter(|_| pairs.kind() == ValueKind::Map)
+            .and_then(|map| map.try_iter_pairs())
+        {
+            Some(pairs) => entries.extend(pairs),
+            None => {
+                for pair in filters::iterable(pairs.clone())?.try_iter()? {
+                    let [key, item] =
+                        <[Value; 2]>::try_from(pair.try_iter()?.collect::<Vec<_>>()).map_err(|_| {
+                            Error::new(ErrorKind::InvalidOperation, "dict() takes pairs of key and value")
+                        })?;
+                    entries.push((key, item));
+                }
+            }
+        }
+    }
+    let names: Vec<&str> = kwargs.args().collect();
+    for name in names {
+        entries.push((Value::from(name), kwargs.get(name)?));
+    }
+    Ok(Value::from_pairs(entries))
+}
+
 /// jinja2's tests where minijinja's differ: strings and dicts are sequences and iterable, `True` is a number.
 fn add_tests(environment: &mut Environment<'static>) {
     let is_generator = |value: &Value| value.downcast_object_ref::<Generator>().is_some();
@@ -92,6 +123,5 @@ fn add_tests(environment: &mut Environment<'static>) {
     });
     environment
         .add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
-    environment.add_test("integer", |value: &Value| value.kind() == ValueKind::Bool || value.is_integer());
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }

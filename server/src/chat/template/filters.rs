@@ -17,6 +17,11 @@ impl Object for Generator {
         ObjectRepr::Iterable
     }
 
+    /// A generator has no items to look up; without this, minijinja would count through them.
+    fn get_value(self: &Arc<Self>, _: &Value) -> Option<Value> {
+        Some(Value::UNDEFINED)
+    }
+
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         Enumerator::Values(self.0.clone())
     }
@@ -38,6 +43,28 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
         _ => Value::from(to_str(value)),
     });
     environment.add_filter("trim", trim);
+    environment.add_filter("replace", |text: &Value, from: &Value, to: &Value, count: Option<usize>| {
+        to_str(text).replacen(&to_str(from), &to_str(to), count.unwrap_or(usize::MAX))
+    });
+    environment.add_filter(
+        "int",
+        |state: &State, value: &Value, default: Option<Value>, base: Option<u32>, kwargs: Kwargs| {
+            let default = default.or(kwargs.get::<Option<Value>>("default")?).unwrap_or(Value::from(0));
+            let base = base.or(kwargs.get::<Option<u32>>("base")?);
+            Ok::<_, Error>(
+                filters::int(state, value, Some(default.clone()), base, no_kwargs()?).unwrap_or(default),
+            )
+        },
+    );
+    environment.add_filter(
+        "float",
+        |state: &State, value: &Value, default: Option<Value>, kwargs: Kwargs| {
+            let default = default.or(kwargs.get::<Option<Value>>("default")?).unwrap_or(Value::from(0.0));
+            Ok::<_, Error>(
+                filters::float(state, value, Some(default.clone()), no_kwargs()?).unwrap_or(default),
+            )
+        },
+    );
     environment.add_filter("join", join);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
@@ -71,6 +98,10 @@ pub(super) fn iterable(value: Value) -> Result<Value, Error> {
         ValueKind::None => Err(not_a("NoneType", "iterable")),
         _ => Ok(value),
     }
+}
+
+fn no_kwargs() -> Result<Kwargs, Error> {
+    from_args::<(Kwargs,)>(&[]).map(|(kwargs,)| kwargs)
 }
 
 fn not_a(kind: &str, property: &str) -> Error {

@@ -98,7 +98,9 @@ fn text_method(text: &str, args: &Args<'_>) -> Option<Result<Value, Error>> {
         "title" => Ok(Value::from(title(text))),
         "swapcase" => Ok(Value::from(text.chars().map(swap_case).collect::<String>())),
         "zfill" | "center" | "ljust" | "rjust" => pad(text, args),
-        "expandtabs" => Ok(Value::from(text.replace('\t', "        "))),
+        "expandtabs" => args
+            .integer(0, "tabsize")
+            .map(|size| Value::from(expand_tabs(text, size.unwrap_or(8).clamp(0, 64) as usize))),
         name if name.starts_with("is") => return is_method(text, name).map(|answer| Ok(Value::from(answer))),
         _ => return None,
     };
@@ -340,7 +342,10 @@ fn is_method(text: &str, name: &str) -> Option<bool> {
         "isspace" => all(is_python_space),
         "isalpha" => all(char::is_alphabetic),
         "isalnum" => all(char::is_alphanumeric),
-        "isdigit" | "isdecimal" => all(|c| c.is_ascii_digit() || (!c.is_ascii() && c.is_numeric())),
+        "isdecimal" => all(is_decimal),
+        "isdigit" => {
+            all(|c| is_decimal(c) || matches!(c, '²' | '³' | '¹' | '⁰' | '⁴'..='⁹' | '₀'..='₉' | '①'..='⑨'))
+        }
         "isnumeric" => all(char::is_numeric),
         "isascii" => text.is_ascii(),
         "isupper" => cased() && !text.chars().any(char::is_lowercase),
@@ -353,6 +358,34 @@ fn is_method(text: &str, name: &str) -> Option<bool> {
         }
         _ => return None,
     })
+}
+
+/// The decimal digits (category Nd) of the scripts in common use.
+fn is_decimal(c: char) -> bool {
+    const ZEROS: [u32; 22] = [
+        0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6,
+        0xe50, 0xed0, 0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0xff10,
+    ];
+    ZEROS.iter().any(|zero| (*zero..zero + 10).contains(&u32::from(c)))
+}
+
+fn expand_tabs(text: &str, tab_size: usize) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut column = 0;
+    for c in text.chars() {
+        match c {
+            '\t' => {
+                let spaces = if tab_size == 0 { 0 } else { tab_size - column % tab_size };
+                out.extend(std::iter::repeat_n(' ', spaces));
+                column += spaces;
+            }
+            _ => {
+                out.push(c);
+                column = if matches!(c, '\n' | '\r') { 0 } else { column + 1 };
+            }
+        }
+    }
+    out
 }
 
 /// A method of `dict`; those that change it are refused, as jinja2's sandbox refuses them.
