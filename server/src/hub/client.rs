@@ -184,7 +184,9 @@ impl Client {
             if !status.is_redirection() {
                 return Err(self.refusal(subject, &url, &response));
             }
-            if redirects == Redirects::UntilLinked && response.headers().contains_key("x-linked-etag") {
+            let linked =
+                ["x-linked-etag", "x-linked-size"].iter().all(|h| response.headers().contains_key(*h));
+            if redirects == Redirects::UntilLinked && linked {
                 return Ok(response);
             }
             let next = response.headers().get(header::LOCATION).and_then(|v| v.to_str().ok());

@@ -143,7 +143,9 @@ impl Downloads<'_> {
             }
             // The server does not know ranges: start over.
             _ => {
-                (self.on_event)(Event::Discarded(transfer.have));
+                if transfer.have > 0 {
+                    (self.on_event)(Event::Discarded(transfer.have));
+                }
                 transfer.restart().map_err(Failure::Final)?;
             }
         }

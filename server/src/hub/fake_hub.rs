@@ -166,7 +166,12 @@ fn hub_answer(state: &State, seen: &Seen) -> Answer {
             _ => Answer::new(404, "").with("X-Error-Code", "RevisionNotFound"),
         };
     }
-    let Some(path) = seen.path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")) else {
+    // Small files move within the hub, by a relative redirect.
+    if seen.path.ends_with("/tokenizer.json") && !seen.path.starts_with("/moved") {
+        return Answer::new(307, "moved").with("Location", format!("/moved{}", seen.path));
+    }
+    let path = seen.path.strip_prefix("/moved").unwrap_or(&seen.path);
+    let Some(path) = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")) else {
         return Answer::new(404, "").with("X-Error-Code", "RepoNotFound");
     };
     match behaviour.files.get(path) {
