@@ -56,7 +56,7 @@ fn open_kind(kind: DeviceKind, index: u32, options: DeviceOptions) -> Result<Arc
     let _ = (index, options);
     match kind {
         #[cfg(feature = "cpu")]
-        DeviceKind::Cpu => open_cpu(options),
+        DeviceKind::Cpu => Ok(Arc::new(backend_cpu::reference::ReferenceBackend::new())),
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => backend_cuda::open(index),
         #[cfg(feature = "rocm")]

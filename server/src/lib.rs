@@ -3,12 +3,17 @@
 pub mod chat;
 pub mod cli;
 pub mod client;
+pub mod demo;
+pub mod device;
+pub mod engine;
 pub mod fanout;
 pub mod http;
 pub mod hub;
 mod logging;
+pub mod model;
 pub mod openai;
 mod run;
+pub mod serve;
 pub mod text;
 
 pub use run::{run, wants_colour};

@@ -3,17 +3,19 @@
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::time::Instant;
 
-use crate::cli::{self, BenchArgs, CliError, Command, Invocation, LogFormat, LoggingArgs};
+use crate::cli::{self, BenchArgs, CliError, Command, Invocation, LogFormat, LoggingArgs, ServeArgs};
 
 /// Exit status of a command line that is wrong, as shells and clap have it.
 const USAGE: u8 = 2;
 
 /// Runs the program. `args` are all words, the program's name first.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let started = Instant::now();
     let env = |name: &str| std::env::var(name).ok();
     match cli::parse(args.skip(1), &env) {
-        Ok(invocation) => dispatch(invocation),
+        Ok(invocation) => dispatch(invocation, started),
         Err(error) => {
             report_error(&error);
             ExitCode::from(USAGE)
@@ -27,7 +29,7 @@ pub fn wants_colour(is_terminal: bool) -> bool {
     is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-fn dispatch(invocation: Invocation) -> ExitCode {
+fn dispatch(invocation: Invocation, started: Instant) -> ExitCode {
     if let Some(logging) = invocation.command.logging() {
         crate::logging::init(logging);
         report_notices(&invocation.notices, logging);
@@ -38,7 +40,7 @@ fn dispatch(invocation: Invocation) -> ExitCode {
         Command::Docs(text) => print_text(&text),
         Command::Version => print_text(&format!("pallium {}\n", env!("CARGO_PKG_VERSION"))),
         Command::Completions(args) => print_text(&cli::completions::script(args.shell)),
-        Command::Serve(_) => not_wired("pallium serve"),
+        Command::Serve(args) => serve(&args, started),
         Command::Chat(_) => not_wired("pallium chat"),
         Command::Complete(_) => not_wired("pallium complete"),
         Command::Bench(args) => not_wired(bench_name(&args)),
@@ -50,6 +52,17 @@ fn dispatch(invocation: Invocation) -> ExitCode {
 /// Names of the environment's variables, those that are text.
 fn variable_names() -> impl Iterator<Item = String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
+}
+
+fn serve(args: &ServeArgs, started: Instant) -> ExitCode {
+    match crate::serve::serve(args, started) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            report_error(&CliError::new("", error.to_string()));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn bench_name(args: &BenchArgs) -> &'static str {

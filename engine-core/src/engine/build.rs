@@ -31,6 +31,8 @@ pub struct EngineOptions {
     /// Tokens a page; `None` takes the device's preference.
     pub block_size: Option<u32>,
     pub kv_cache_memory_bytes: Option<u64>,
+    /// Exactly this many usable pages (`--num-gpu-blocks-override`), whatever the memory says.
+    pub kv_pages: Option<u32>,
     pub prefix_caching: PrefixCaching,
     pub chunked_prefill: ChunkedPrefill,
     pub policy: SchedulingPolicy,
@@ -62,6 +64,7 @@ impl Default for EngineOptions {
             max_num_batched_tokens: None,
             block_size: None,
             kv_cache_memory_bytes: None,
+            kv_pages: None,
             prefix_caching: PrefixCaching::AllPages,
             chunked_prefill: ChunkedPrefill::On { long_prefill_token_threshold: None },
             policy: SchedulingPolicy::Fcfs,
@@ -299,7 +302,7 @@ fn kv_pages(
     let budget = options.kv_cache_memory_bytes.unwrap_or(free.saturating_sub(fixed) / 2);
     let chunk = sizes.tokens;
     let need = |len: u32| groups.iter().map(|g| u64::from(g.most_pages(len, chunk))).sum::<u64>();
-    let fits = budget / page_bytes;
+    let fits = options.kv_pages.map_or(budget / page_bytes, |pages| u64::from(pages) + 1);
     let mut len = wanted_len;
     if need(len) + 1 > fits {
         if options.max_model_len != Some(MaxModelLen::Auto) {

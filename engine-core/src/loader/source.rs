@@ -19,9 +19,16 @@ pub trait WeightSource: Sync {
     /// # Errors
     /// When it is missing, of another shape or of a type no model reads, by name.
     fn part(&self, name: &str, shape: [u64; 2]) -> Result<HostPart>;
+
+    /// Bytes of all tensors together, for a progress bar; 0 when not known.
+    fn total_bytes(&self) -> u64;
 }
 
 impl WeightSource for Checkpoint {
+    fn total_bytes(&self) -> u64 {
+        Checkpoint::total_bytes(self)
+    }
+
     fn part(&self, name: &str, shape: [u64; 2]) -> Result<HostPart> {
         let t = self.tensor(name)?;
         let matches = match t.shape.as_slice() {
@@ -64,6 +71,10 @@ pub struct DummySource {
 }
 
 impl WeightSource for DummySource {
+    fn total_bytes(&self) -> u64 {
+        0
+    }
+
     fn part(&self, name: &str, shape: [u64; 2]) -> Result<HostPart> {
         let mean = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
         let fill = Fill::new(self.seed, name, mean, self.std);

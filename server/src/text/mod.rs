@@ -1,5 +1,6 @@
 //! Text and tokens: tokenizers, incremental detokenizing, stop strings.
 
+pub mod codec;
 pub mod detokenize;
 pub mod sentencepiece;
 pub mod stop;

@@ -1,0 +1,240 @@
+//! A model made ready for serving: found, its configuration read, its tokenizer and templates loaded. No weights.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engine_core::DType;
+use engine_core::config::{GenerationConfig as GenerationFile, ModelConfig};
+use engine_core::loader::source::{DummySource, WeightSource};
+use engine_core::loader::{Checkpoint, LoadFormat as FileFormat};
+use serde_json::{Map, Value};
+
+use crate::chat::content::ContentFormatOption;
+use crate::chat::template::source::{ChatTemplates, TemplateSources, special_tokens};
+use crate::cli::progress::Progress;
+use crate::cli::{ContentFormat, EngineArgs, GenerationConfig, LoadFormat, LogFormat};
+use crate::client::mock::bytes::ByteCodec;
+use crate::demo;
+use crate::hub::{self, Event, HubConfig, Resolved};
+use crate::openai::chat::ChatSetup;
+use crate::openai::codec::Codec;
+use crate::text::codec::TokenizerCodec;
+use crate::text::tokenizer::{Tokenizer, TokenizerError};
+
+/// Why a command could not start: one sentence that names the thing, its value and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(String);
+
+impl StartError {
+    /// From a sentence.
+    pub fn new(text: impl Into<String>) -> Self {
+        StartError(text.into())
+    }
+}
+
+macro_rules! start_error_from {
+    ($($error:ty),+) => { $(impl From<$error> for StartError {
+        fn from(e: $error) -> Self { StartError(e.to_string()) }
+    })+ };
+}
+start_error_from!(
+    engine_core::Error,
+    hub::HubError,
+    TokenizerError,
+    crate::chat::template::TemplateError,
+    crate::http::BindError,
+    std::io::Error
+);
+
+/// A model without its weights.
+pub struct OpenModel {
+    pub dir: PathBuf,
+    /// Names the API answers to; at least one.
+    pub names: Vec<String>,
+    /// Where it came from, as given.
+    pub root: String,
+    pub config: ModelConfig,
+    pub generation: GenerationFile,
+    pub codec: Arc<dyn Codec>,
+    pub chat: Option<ChatSetup>,
+}
+
+/// How the chat template is chosen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TemplateOptions<'a> {
+    /// `--chat-template`
+    pub template: Option<&'a str>,
+    /// `--chat-template-content-format`
+    pub format: Option<ContentFormat>,
+}
+
+impl OpenModel {
+    /// Finds the model (downloading it when it is a hub id that is not in the cache) and reads all but its weights.
+    /// Without a model it is the bundled one.
+    ///
+    /// # Errors
+    /// Anything missing, damaged or contradictory, by name.
+    pub fn open(
+        args: &EngineArgs,
+        template: TemplateOptions<'_>,
+        log: LogFormat,
+    ) -> Result<Self, StartError> {
+        let (dir, root, name) = locate(args, log)?;
+        let config_dir = args.hf_config_path.as_ref().map_or(dir.clone(), PathBuf::from);
+        let overrides = (!args.hf_overrides.is_empty()).then_some(&args.hf_overrides);
+        let config = ModelConfig::from_dir(&config_dir, overrides)?;
+        let generation = generation(args, &dir)?;
+        let tokenizer_dir = match &args.tokenizer {
+            Some(tokenizer) => resolve(args, tokenizer, LoadFormat::Dummy, log)?.dir,
+            None => dir.clone(),
+        };
+        let codec = codec(args, &tokenizer_dir, &config)?;
+        let chat = chat_setup(&tokenizer_dir, template)?;
+        let names =
+            if args.served_model_name.is_empty() { vec![name] } else { args.served_model_name.clone() };
+        Ok(OpenModel { dir, names, root, config, generation, codec, chat })
+    }
+
+    /// Ids that end an answer: of config.json and of generation_config.json.
+    pub fn eos_token_ids(&self) -> Vec<u32> {
+        let mut ids = self.config.eos_token_ids.clone();
+        ids.extend(&self.generation.eos_token_ids);
+        ids.sort_unstable();
+        ids.dedup();
+        ids.retain(|id| *id < self.config.vocab_size);
+        ids
+    }
+
+    /// Where the weights come from.
+    ///
+    /// # Errors
+    /// Missing or damaged weight files, by name.
+    pub fn weights(&self, args: &EngineArgs) -> Result<Box<dyn WeightSource>, StartError> {
+        if args.load_format == LoadFormat::Dummy {
+            let dtype = self.config.dtype.unwrap_or(DType::Bf16);
+            return Ok(Box::new(DummySource { seed: args.seed, std: self.config.initializer_range, dtype }));
+        }
+        Ok(Box::new(Checkpoint::open(&self.dir, file_format(args.load_format))?))
+    }
+}
+
+fn locate(args: &EngineArgs, log: LogFormat) -> Result<(PathBuf, String, String), StartError> {
+    match &args.model {
+        Some(model) => Ok((resolve(args, model, args.load_format, log)?.dir, model.clone(), model.clone())),
+        None => Ok((demo::directory()?, demo::NAME.to_owned(), demo::NAME.to_owned())),
+    }
+}
+
+fn file_format(format: LoadFormat) -> FileFormat {
+    match format {
+        LoadFormat::Auto => FileFormat::Auto,
+        LoadFormat::Safetensors => FileFormat::Safetensors,
+        LoadFormat::Pt => FileFormat::Pt,
+        LoadFormat::Dummy => FileFormat::Dummy,
+    }
+}
+
+/// The hub as environment and flags describe it.
+pub fn hub_config(args: &EngineArgs) -> HubConfig {
+    let mut config = HubConfig::from_env();
+    if let Some(token) = &args.hf_token {
+        config.token = Some(token.expose().to_owned());
+    }
+    if let Some(dir) = &args.download_dir {
+        config.cache = dir.clone();
+    }
+    config
+}
+
+fn resolve(
+    args: &EngineArgs,
+    model: &str,
+    format: LoadFormat,
+    log: LogFormat,
+) -> Result<Resolved, StartError> {
+    let request = hub::Request { model, revision: args.revision.as_deref(), format: file_format(format) };
+    let bar = DownloadBar::new(model, log);
+    Ok(hub::resolve(&request, &hub_config(args), &|event| bar.on(event))?)
+}
+
+/// A progress bar that follows a download.
+pub struct DownloadBar {
+    label: String,
+    log: LogFormat,
+    bar: std::sync::OnceLock<Progress>,
+}
+
+impl DownloadBar {
+    /// Shown from the first event on, on a terminal.
+    pub fn new(model: &str, log: LogFormat) -> Self {
+        DownloadBar { label: format!("Downloading {model}"), log, bar: std::sync::OnceLock::new() }
+    }
+
+    /// Takes one event of the hub.
+    pub fn on(&self, event: Event<'_>) {
+        match event {
+            Event::Planned { total_bytes, resumed_bytes, .. } => {
+                let bar = self.bar.get_or_init(|| Progress::bytes(self.label.clone(), total_bytes, self.log));
+                bar.advance(resumed_bytes);
+            }
+            Event::Bytes(n) => {
+                if let Some(bar) = self.bar.get() {
+                    bar.advance(n);
+                }
+            }
+            Event::Retry { path, reason } => tracing::warn!("{path}: {reason}; trying again"),
+            Event::Discarded(_) | Event::FileDone { .. } => {}
+        }
+    }
+}
+
+fn generation(args: &EngineArgs, dir: &Path) -> Result<GenerationFile, StartError> {
+    let file = match &args.generation_config {
+        GenerationConfig::Auto => Some(dir.to_owned()),
+        GenerationConfig::Path(path) => Some(path.clone()),
+        GenerationConfig::Neutral => None,
+    };
+    let mut values = match file.map(|d| d.join("generation_config.json")).filter(|p| p.exists()) {
+        Some(path) => engine_core::config::read_json(&path)?,
+        None => Map::new(),
+    };
+    for (key, value) in &args.override_generation_config {
+        values.insert(key.clone(), value.clone());
+    }
+    Ok(GenerationFile::from_json(&values)?)
+}
+
+/// The checkpoint's tokenizer. Random weights of a bare config.json have none: bytes stand in for it.
+fn codec(args: &EngineArgs, dir: &Path, config: &ModelConfig) -> Result<Arc<dyn Codec>, StartError> {
+    match Tokenizer::from_directory(dir) {
+        Ok(tokenizer) => {
+            tokenizer.check_fits(config.vocab_size as usize)?;
+            Ok(Arc::new(TokenizerCodec::new(Arc::new(tokenizer))))
+        }
+        Err(TokenizerError::Missing { .. }) if args.load_format == LoadFormat::Dummy => {
+            tracing::warn!("no tokenizer beside the dummy weights: text is taken as bytes");
+            Ok(Arc::new(ByteCodec))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn chat_setup(dir: &Path, options: TemplateOptions<'_>) -> Result<Option<ChatSetup>, StartError> {
+    let sources = match options.template {
+        Some(flag) => TemplateSources::of_flag(flag)?,
+        None => TemplateSources::of_checkpoint(dir)?,
+    };
+    if sources.is_empty() {
+        return Ok(None);
+    }
+    let special_tokens: Map<String, Value> = special_tokens(dir)?;
+    let templates = ChatTemplates::compile(&sources, &special_tokens)?;
+    let format = match options.format.unwrap_or(ContentFormat::Auto) {
+        ContentFormat::Auto => ContentFormatOption::Auto,
+        ContentFormat::String => ContentFormatOption::String,
+        ContentFormat::Openai => ContentFormatOption::OpenAi,
+    };
+    let content_format = format.resolve(templates.get(crate::chat::template::source::WithTools::No));
+    Ok(Some(ChatSetup { templates: Arc::new(templates), content_format, special_tokens }))
+}

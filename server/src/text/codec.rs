@@ -1,0 +1,56 @@
+//! The tokenizer as the endpoints see it.
+
+use std::sync::Arc;
+
+use super::detokenize::{DecodeOptions, Detokenizer};
+use super::tokenizer::{AddSpecial, Tokenizer};
+use crate::openai::codec::{Codec, Detokenize};
+
+/// A [`Codec`] over a checkpoint's tokenizer.
+pub struct TokenizerCodec {
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl TokenizerCodec {
+    /// Shares the tokenizer.
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        TokenizerCodec { tokenizer }
+    }
+}
+
+fn options(skip_special_tokens: bool) -> DecodeOptions {
+    DecodeOptions { skip_special_tokens, ..DecodeOptions::default() }
+}
+
+impl Codec for TokenizerCodec {
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, String> {
+        let special = if add_special_tokens { AddSpecial::Yes } else { AddSpecial::No };
+        self.tokenizer.encode(text, special).map_err(|e| e.to_string())
+    }
+
+    fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, String> {
+        Ok(self.tokenizer.decode(ids, options(skip_special_tokens)))
+    }
+
+    fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.token_string(id)
+    }
+
+    fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.tokenizer.token_bytes(id).into_owned()
+    }
+
+    fn detokenizer(&self, prompt: &[u32], skip_special_tokens: bool) -> Box<dyn Detokenize> {
+        Box::new(Detokenizer::after_prompt(self.tokenizer.clone(), prompt, options(skip_special_tokens)))
+    }
+}
+
+impl Detokenize for Detokenizer {
+    fn push(&mut self, id: u32, out: &mut String) {
+        Detokenizer::push(self, id, out);
+    }
+
+    fn finish(&mut self, out: &mut String) {
+        Detokenizer::finish(self, out);
+    }
+}
