@@ -107,7 +107,7 @@ impl Engine {
 
     fn handle(&mut self, message: Message) -> Next {
         match message {
-            Message::Submit(request) => self.submit(request),
+            Message::Submit(request) => self.submit(*request),
             Message::Abort(id) => self.abort(id),
             Message::ResetPrefixCache => self.scheduler.reset_prefix_cache(),
             Message::Stop => return Next::Stop,

@@ -19,7 +19,7 @@ pub struct QueueLimits {
 
 /// What the engine thread can be told.
 pub(super) enum Message {
-    Submit(Request),
+    Submit(Box<Request>),
     Abort(RequestId),
     ResetPrefixCache,
     /// End now; what is open fails with `ShuttingDown`.
@@ -132,7 +132,7 @@ impl EngineHandle {
             shared.dequeue(prompt);
             return Err(Refused::QueueTokensFull { queued: tokens, limit });
         }
-        self.inbox.send(Message::Submit(request)).map_err(|_| {
+        self.inbox.send(Message::Submit(Box::new(request))).map_err(|_| {
             shared.dequeue(prompt);
             Refused::NotRunning
         })
