@@ -16,13 +16,13 @@ impl Rng {
         Rng(mix(seed.wrapping_add(0x1234_5678)))
     }
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
     /// A number in `least ..= most`.
     pub fn between(&mut self, least: u32, most: u32) -> u32 {
-        least + (self.next() % u64::from(most - least + 1)) as u32
+        least + (self.number() % u64::from(most - least + 1)) as u32
     }
     /// True `percent` times in a hundred.
     pub fn percent(&mut self, percent: u32) -> bool {
@@ -30,6 +30,6 @@ impl Rng {
     }
     /// One of `choices`.
     pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.next() as usize % choices.len()]
+        choices[self.number() as usize % choices.len()]
     }
 }

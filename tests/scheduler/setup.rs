@@ -56,7 +56,7 @@ pub fn draw_setup(rng: &mut Rng) -> Setup {
     Setup {
         depth: config.max_steps_in_flight,
         config,
-        kv: KvConfig { groups, pages, prefix_caching: caching, hash_key: [rng.next(), rng.next()] },
+        kv: KvConfig { groups, pages, prefix_caching: caching, hash_key: [rng.number(), rng.number()] },
         requests: rng.between(20, 60),
         arrival: rng.pick(&[5, 20, 60, 100]),
         abort: rng.pick(&[0, 0, 2, 5]),
@@ -87,13 +87,13 @@ pub fn draw_request(
 ) -> (Request, Feed) {
     let mut prompt = draw_prompt(rng, setup.config.max_model_len);
     if !ended.is_empty() && rng.percent(25) {
-        let earlier = &ended[rng.next() as usize % ended.len()];
+        let earlier = &ended[rng.number() as usize % ended.len()];
         prompt = earlier.iter().chain(&prompt[..1]).copied().collect();
         prompt.truncate(setup.config.max_model_len as usize - 1);
     }
     let max_tokens = if rng.percent(20) { 10_000 } else { rng.between(1, 40) };
     let params = SamplingParams {
-        seed: rng.next(),
+        seed: rng.number(),
         max_tokens,
         min_tokens: if rng.percent(30) { rng.between(0, max_tokens.min(12)) } else { 0 },
         eos_token_ids: vec![EOS],
