@@ -291,3 +291,68 @@ fn the_shapes_under_shared_read() {
     assert_eq!(read("shapes/qwen3-30b-a3b").fields().count("num_experts").unwrap(), 128);
     assert_eq!(read("stories260k").head_dim, 8);
 }
+
+#[test]
+fn any_value_under_any_key_ends_in_an_answer() {
+    let keys = [
+        "architectures",
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "max_position_embeddings",
+        "model_max_length",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
+        "initializer_range",
+        "torch_dtype",
+        "dtype",
+        "eos_token_id",
+        "pad_token_id",
+        "quantization_config",
+    ];
+    let rope = |name: &str, x: f64| {
+        json!({"rope_type": name, "factor": x, "low_freq_factor": 1, "high_freq_factor": x, "rope_theta": x,
+            "short_factor": [x], "long_factor": [x], "original_max_position_embeddings": 1})
+    };
+    let mut values =
+        vec![json!(null), json!(-1), json!(0), json!(1), json!(1e308), json!(u64::MAX), json!(0.5)];
+    values.extend([
+        json!(4_294_967_295u32),
+        json!(1e-308),
+        json!("x"),
+        json!([]),
+        json!([[]]),
+        json!({}),
+        json!(true),
+    ]);
+    for name in ["linear", "dynamic", "llama3", "yarn", "longrope"] {
+        values.extend([1e-300, 2.0, 1e300].map(|x| rope(name, x)));
+    }
+    let mut good = 0;
+    for key in keys {
+        for value in &values {
+            for family in ["llama", "mistral", "qwen2", "qwen3"] {
+                let mut changes = json!({"model_type": family});
+                changes.as_object_mut().unwrap().insert(key.to_owned(), value.clone());
+                let Ok(c) = config(changes) else { continue };
+                good += usize::from(c.max_model_len(None).is_ok());
+                assert_eq!(c.layer_windows.len(), c.num_hidden_layers as usize);
+                assert!(c.head_dim >= c.rope.rotary_dim && c.num_attention_heads >= c.num_key_value_heads);
+            }
+        }
+    }
+    assert!(good > 100, "only {good} were accepted");
+}

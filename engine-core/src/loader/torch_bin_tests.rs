@@ -186,3 +186,66 @@ fn a_sharded_checkpoint_opens_by_its_index() {
     let c = Checkpoint::open(dir.path(), LoadFormat::Auto).unwrap();
     assert_eq!(c.names().collect::<Vec<_>>(), ["0.bias", "0.weight", "1.bias", "1.weight"]);
 }
+
+/// The same zip with every size, offset and count in its ZIP64 form, as torch writes files past 4 GB.
+fn as_zip64(zip: &[u8]) -> Vec<u8> {
+    let number = |at: usize, n: usize| zip[at..at + n].iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b));
+    let end = zip.len() - 22;
+    let (count, start) = (number(end + 10, 2), number(end + 16, 4) as usize);
+    let mut out = zip[..start].to_vec();
+    let mut at = start;
+    for _ in 0..count {
+        let [name, extra, comment] = [28, 30, 32].map(|field| number(at + field, 2) as usize);
+        let wide = [24, 20, 42].map(|field| number(at + field, 4).to_le_bytes()).concat();
+        let mut record = zip[at..at + 46 + name].to_vec();
+        record[20..28].fill(0xFF);
+        record[42..46].fill(0xFF);
+        record[30..32].copy_from_slice(&28u16.to_le_bytes());
+        record[32..34].fill(0);
+        // The ZIP64 field: its id, its length, then sizes and offset.
+        record.extend_from_slice(&[1, 0, 24, 0]);
+        record.extend_from_slice(&wide);
+        out.extend_from_slice(&record);
+        at += 46 + name + extra + comment;
+    }
+    let (record, directory) = (out.len() as u64, (out.len() - start) as u64);
+    out.extend_from_slice(b"PK\x06\x06\x2c\0\0\0\0\0\0\0\x2d\0\x2d\0\0\0\0\0\0\0\0\0");
+    for value in [count, count, directory, start as u64] {
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+    out.extend_from_slice(b"PK\x06\x07\0\0\0\0");
+    out.extend_from_slice(&record.to_le_bytes());
+    out.extend_from_slice(b"\x01\0\0\0PK\x05\x06\0\0\0\0");
+    out.extend_from_slice(&[0xFF; 12]);
+    out.extend_from_slice(&[0, 0]);
+    out
+}
+
+#[test]
+fn zip64_reads_as_the_plain_form() {
+    let plain = std::fs::read(fixture("module.bin")).unwrap();
+    let open = |bytes: Vec<u8>| TorchFile::from_bytes(Path::new("m.bin"), HostBytes::from(bytes)).unwrap();
+    let wide = open(as_zip64(&plain));
+    let plain = open(plain);
+    assert_eq!(wide.names().collect::<Vec<_>>(), plain.names().collect::<Vec<_>>());
+    for name in plain.names() {
+        let [a, b] = [&wide, &plain].map(|file| file.tensor(name).unwrap().unwrap());
+        assert_eq!((&*a.bytes, a.shape, a.dtype), (&*b.bytes, b.shape, b.dtype), "{name}");
+    }
+}
+
+#[test]
+fn other_zips_are_refused_by_entry() {
+    let good = std::fs::read(fixture("module.bin")).unwrap();
+    let start = u32::from_le_bytes(good[good.len() - 6..good.len() - 2].try_into().unwrap()) as usize;
+    let change = |at: usize, value: u8| {
+        let mut bad = good.clone();
+        bad[at] = value;
+        refusal(bad)
+    };
+    assert!(change(start + 10, 8).contains("module/data.pkl: is compressed; torch stores its entries"));
+    assert!(change(start + 8, 1).contains("module/data.pkl: is encrypted"));
+    assert!(change(start + 27, 0x7F).contains("is compressed"));
+    assert!(change(start + 45, 0x7F).contains("has no header at byte"));
+    assert!(change(good.len() - 12, 0xFF).contains("entries; at most"));
+}
