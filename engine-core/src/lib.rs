@@ -5,6 +5,8 @@
 //! into device work, `sampling` says how a row is sampled, `engine` is the loop that owns all of it.
 //! This crate knows no HTTP, no JSON bodies and no user text.
 
+#![deny(unsafe_code)]
+
 pub mod backend;
 pub mod config;
 pub mod engine;
