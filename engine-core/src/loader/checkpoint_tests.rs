@@ -121,7 +121,7 @@ fn dummy_weights_follow_the_configuration() {
         Checkpoint::open(dir.path(), LoadFormat::Dummy).unwrap().has("model.layers.0.self_attn.q_proj.bias")
     );
     config("NovelForCausalLM");
-    assert!(refusal(&dir, LoadFormat::Dummy).contains("random weights of NovelForCausalLM are not known"));
+    assert!(refusal(&dir, LoadFormat::Dummy).contains("known architectures are LlamaForCausalLM"));
 }
 
 #[test]

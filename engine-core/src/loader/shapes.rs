@@ -2,6 +2,8 @@
 //! `pallium bench make-checkpoint`). Reading a real checkpoint needs none of this.
 
 use crate::config::ModelConfig;
+use crate::layers::decoder::{Bias, DecoderSpec};
+use crate::models;
 use crate::{Error, Result};
 
 /// One tensor to be made: what it is called, its shape, and how its values are drawn.
@@ -32,7 +34,7 @@ impl TensorSpec {
 /// # Errors
 /// [`Error::Unsupported`] for an architecture whose tensors are not known here, or a quantized configuration.
 pub fn decoder_tensors(config: &ModelConfig) -> Result<Vec<TensorSpec>> {
-    let family = Family::of(config)?;
+    let spec = (models::find(config)?.spec)(config)?;
     if config.quantization_config.is_some() {
         return Err(Error::Unsupported(
             "config.json: random weights are made unquantized; remove quantization_config".to_owned(),
@@ -43,7 +45,7 @@ pub fn decoder_tensors(config: &ModelConfig) -> Result<Vec<TensorSpec>> {
     let [hidden, vocab] = [c.hidden_size, c.vocab_size].map(u64::from);
     list.matrix("model.embed_tokens", vocab, hidden);
     for layer in 0..c.num_hidden_layers {
-        list.layer(c, family, &format!("model.layers.{layer}"));
+        list.layer(c, &spec, &format!("model.layers.{layer}"));
     }
     list.norm("model.norm", hidden);
     if !c.tie_word_embeddings {
@@ -52,75 +54,35 @@ pub fn decoder_tensors(config: &ModelConfig) -> Result<Vec<TensorSpec>> {
     Ok(list.specs)
 }
 
-/// What differs in the weights of the families.
-#[derive(Clone, Copy)]
-struct Family {
-    qkv_bias: bool,
-    output_bias: bool,
-    qk_norm: bool,
-}
-
-impl Family {
-    fn of(config: &ModelConfig) -> Result<Self> {
-        let bias = config.attention_bias.unwrap_or(false);
-        let known = |name: &str| match name {
-            "LlamaForCausalLM" | "LLaMAForCausalLM" | "llama" => {
-                Some(Family { qkv_bias: bias, output_bias: bias, qk_norm: false })
-            }
-            "MistralForCausalLM" | "mistral" => {
-                Some(Family { qkv_bias: false, output_bias: false, qk_norm: false })
-            }
-            "Qwen2ForCausalLM" | "qwen2" => {
-                Some(Family { qkv_bias: true, output_bias: false, qk_norm: false })
-            }
-            "Qwen3ForCausalLM" | "qwen3" => Some(Family { qkv_bias: bias, output_bias: bias, qk_norm: true }),
-            _ => None,
-        };
-        let architectures = config.architectures.iter().map(String::as_str);
-        // Without architectures the type of the model decides.
-        let names: Vec<&str> = match config.architectures.is_empty() {
-            true => vec![&config.model_type],
-            false => architectures.collect(),
-        };
-        names.iter().find_map(|name| known(name)).ok_or_else(|| {
-            Error::Unsupported(format!(
-                "config.json: random weights of {} are not known; known are LlamaForCausalLM, \
-                 MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
-                names.join(", ")
-            ))
-        })
-    }
-}
-
 struct List {
     specs: Vec<TensorSpec>,
     std: f32,
 }
 
 impl List {
-    fn layer(&mut self, c: &ModelConfig, family: Family, at: &str) {
+    fn layer(&mut self, c: &ModelConfig, spec: &DecoderSpec, at: &str) {
         let [hidden, ffn] = [c.hidden_size, c.intermediate_size].map(u64::from);
         let head = u64::from(c.head_dim);
         let q = u64::from(c.num_attention_heads) * head;
         let kv = u64::from(c.num_key_value_heads) * head;
         self.norm(&format!("{at}.input_layernorm"), hidden);
         for (name, rows) in [("q", q), ("k", kv), ("v", kv)] {
-            self.linear(&format!("{at}.self_attn.{name}_proj"), rows, hidden, family.qkv_bias);
+            self.linear(&format!("{at}.self_attn.{name}_proj"), rows, hidden, spec.qkv_bias);
         }
-        if family.qk_norm {
+        if spec.qk_norm {
             self.norm(&format!("{at}.self_attn.q_norm"), head);
             self.norm(&format!("{at}.self_attn.k_norm"), head);
         }
-        self.linear(&format!("{at}.self_attn.o_proj"), hidden, q, family.output_bias);
+        self.linear(&format!("{at}.self_attn.o_proj"), hidden, q, spec.o_bias);
         self.norm(&format!("{at}.post_attention_layernorm"), hidden);
-        self.linear(&format!("{at}.mlp.gate_proj"), ffn, hidden, c.mlp_bias);
-        self.linear(&format!("{at}.mlp.up_proj"), ffn, hidden, c.mlp_bias);
-        self.linear(&format!("{at}.mlp.down_proj"), hidden, ffn, c.mlp_bias);
+        self.linear(&format!("{at}.mlp.gate_proj"), ffn, hidden, spec.mlp_bias);
+        self.linear(&format!("{at}.mlp.up_proj"), ffn, hidden, spec.mlp_bias);
+        self.linear(&format!("{at}.mlp.down_proj"), hidden, ffn, spec.mlp_bias);
     }
 
-    fn linear(&mut self, module: &str, rows: u64, cols: u64, bias: bool) {
+    fn linear(&mut self, module: &str, rows: u64, cols: u64, bias: Bias) {
         self.matrix(module, rows, cols);
-        if bias {
+        if bias == Bias::Yes {
             self.push(format!("{module}.bias"), vec![rows], 0.0);
         }
     }
