@@ -1,3 +1,4 @@
+//! `config.json` of each family, and what is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use serde_json::json;

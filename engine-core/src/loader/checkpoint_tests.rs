@@ -1,3 +1,4 @@
+//! Checkpoints as directories: sharded and not, complete and broken.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use serde_json::json;

@@ -1,3 +1,4 @@
+//! The pickle machine: what it reads, and what it refuses by name.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;

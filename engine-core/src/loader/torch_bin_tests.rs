@@ -1,3 +1,4 @@
+//! Torch files of both forms, as torch wrote them, and damaged.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use serde_json::Value as Json;

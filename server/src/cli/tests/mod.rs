@@ -1,3 +1,4 @@
+//! The command line: every flag typed, every form, every error.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod errors;
