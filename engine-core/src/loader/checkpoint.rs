@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
-use super::fill::{Fill, write_parallel};
 use super::index::{self, Found, Kind};
 use super::safetensors::SafetensorsFile;
-use super::shapes::{TensorSpec, decoder_tensors};
 use super::torch_bin::TorchFile;
 use super::{Advice, FileDType, HostBytes, HostTensor, shape_bytes};
-use crate::config::ModelConfig;
-use crate::{DType, Error, Result};
+use crate::{Error, Result};
 
 /// Where weights come from (`--load-format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,9 +22,6 @@ pub enum LoadFormat {
     /// Random weights of the configuration's shape; no weight file is read.
     Dummy,
 }
-
-/// Seed of `LoadFormat::Dummy` when none is given.
-pub const DUMMY_SEED: u64 = 1_234;
 
 /// The weight files that [`Checkpoint::open`] would read; none for `Dummy`. A shard that an index names, or that
 /// the others' names call for, must be there.
@@ -45,21 +39,9 @@ pub fn weight_files(dir: &Path, format: LoadFormat) -> Result<Vec<PathBuf>> {
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
-    source: Source,
-}
-
-#[derive(Debug)]
-enum Source {
-    Files {
-        files: Vec<WeightFile>,
-        /// Which file holds a tensor.
-        table: BTreeMap<String, usize>,
-    },
-    Dummy {
-        seed: u64,
-        dtype: DType,
-        table: BTreeMap<String, TensorSpec>,
-    },
+    files: Vec<WeightFile>,
+    /// Which file holds a tensor.
+    table: BTreeMap<String, usize>,
 }
 
 impl std::str::FromStr for LoadFormat {
@@ -80,60 +62,41 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] naming file and tensor when weights are missing, damaged or contradict their index;
-    /// [`Error::Config`] when `Dummy` finds no good config.json.
+    /// [`Error::Config`] for `Dummy`, which has no files (`source::DummySource` makes its weights).
     pub fn open(dir: &Path, format: LoadFormat) -> Result<Self> {
         if format == LoadFormat::Dummy {
-            return Self::dummy(&ModelConfig::from_dir(dir, None)?, DUMMY_SEED);
+            return Err(Error::Config("--load-format dummy reads no weight files".to_owned()));
         }
         let found = index::find(dir, format)?;
         let files = found.files.iter().map(|path| WeightFile::open(path, found.kind));
         let files = files.collect::<Result<Vec<_>>>()?;
         let table = table(&found, &files)?;
-        Ok(Checkpoint { dir: dir.to_owned(), source: Source::Files { files, table } })
-    }
-
-    /// Random weights of a configuration's shape, in its dtype (bfloat16 if it names none).
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for an architecture whose tensors are not known.
-    pub fn dummy(config: &ModelConfig, seed: u64) -> Result<Self> {
-        let table = decoder_tensors(config)?.into_iter().map(|t| (t.name.clone(), t)).collect();
-        let dtype = config.dtype.unwrap_or(DType::Bf16);
-        Ok(Checkpoint { dir: PathBuf::from("random weights"), source: Source::Dummy { seed, dtype, table } })
+        Ok(Checkpoint { dir: dir.to_owned(), files, table })
     }
 
     /// The names of all tensors, sorted.
-    pub fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        match &self.source {
-            Source::Files { table, .. } => Box::new(table.keys().map(String::as_str)),
-            Source::Dummy { table, .. } => Box::new(table.keys().map(String::as_str)),
-        }
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.table.keys().map(String::as_str)
     }
 
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.info(name).is_some()
+        self.table.contains_key(name)
     }
 
     /// Element type and shape of a tensor, without touching its bytes.
     pub fn info(&self, name: &str) -> Option<(FileDType, &[u64])> {
-        match &self.source {
-            Source::Files { files, table } => files[*table.get(name)?].info(name),
-            Source::Dummy { table, dtype, .. } => table.get(name).map(|t| ((*dtype).into(), &*t.shape)),
-        }
+        self.files[*self.table.get(name)?].info(name)
     }
 
-    /// One tensor. No copy is made unless a torch file holds it strided; random weights are made by this call.
+    /// One tensor. No copy is made unless a torch file holds it strided.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] naming the tensor when there is none.
     pub fn tensor(&self, name: &str) -> Result<HostTensor> {
-        let tensor = match &self.source {
-            Source::Files { files, table } => match table.get(name) {
-                Some(file) => files[*file].tensor(name)?,
-                None => None,
-            },
-            Source::Dummy { seed, dtype, table } => table.get(name).map(|t| random(t, *dtype, *seed)),
+        let tensor = match self.table.get(name) {
+            Some(file) => self.files[*file].tensor(name)?,
+            None => None,
         };
         tensor.ok_or_else(|| {
             Error::Checkpoint(format!(
@@ -147,10 +110,7 @@ impl Checkpoint {
 
     /// The file that holds a tensor (the directory when none does), for messages.
     pub fn file_of(&self, name: &str) -> &Path {
-        match &self.source {
-            Source::Files { files, table } => table.get(name).map_or(&self.dir, |i| files[*i].path()),
-            Source::Dummy { .. } => &self.dir,
-        }
+        self.table.get(name).map_or(&self.dir, |i| self.files[*i].path())
     }
 
     /// Bytes of all tensors together.
@@ -159,19 +119,14 @@ impl Checkpoint {
         self.names().filter_map(bytes).sum()
     }
 
-    /// Number of weight files; none for random weights.
+    /// Number of weight files.
     pub fn file_count(&self) -> usize {
-        match &self.source {
-            Source::Files { files, .. } => files.len(),
-            Source::Dummy { .. } => 0,
-        }
+        self.files.len()
     }
 
     /// Tells the kernel how the weight files will be used.
     pub fn advise(&self, advice: Advice) {
-        if let Source::Files { files, .. } = &self.source {
-            files.iter().for_each(|f| f.data().advise(advice));
-        }
+        self.files.iter().for_each(|f| f.data().advise(advice));
     }
 
     /// A tensor whose name ends like `name` does, for messages.
@@ -262,14 +217,6 @@ fn table(found: &Found, files: &[WeightFile]) -> Result<BTreeMap<String, usize>>
         }
     }
     Ok(table)
-}
-
-fn random(spec: &TensorSpec, dtype: DType, seed: u64) -> HostTensor {
-    let fill = Fill::new(seed, &spec.name, spec.mean, spec.std);
-    let mut bytes = vec![0; spec.len() as usize * dtype.size_bytes()];
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    write_parallel(&fill, dtype, &mut bytes, threads);
-    HostTensor { bytes: bytes.into(), dtype: dtype.into(), shape: spec.shape.clone() }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 use serde_json::json;
 
 use super::*;
+use crate::config::ModelConfig;
+use crate::loader::shapes::decoder_tensors;
 use crate::loader::testing::{TempDir, safetensors_bytes, shared_dir};
 
 /// A safetensors file of one-byte tensors.
@@ -99,30 +101,23 @@ fn without_an_index_the_files_speak_for_themselves() {
 }
 
 #[test]
-fn dummy_weights_follow_the_configuration() {
-    let dir = TempDir::new("dummy");
-    assert!(refusal(&dir, LoadFormat::Dummy).contains("has no config.json"));
-    let config = |architecture: &str| {
+fn random_weights_have_the_names_and_shapes_of_the_configuration() {
+    let tensors = |architecture: &str| {
         let json = json!({"architectures": [architecture], "vocab_size": 32, "hidden_size": 16,
             "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "torch_dtype": "float32"});
-        dir.write("config.json", json.to_string().as_bytes());
+        let serde_json::Value::Object(map) = json else { unreachable!() };
+        decoder_tensors(&ModelConfig::from_json(map).unwrap())
     };
-    config("Qwen3ForCausalLM");
-    let c = Checkpoint::open(dir.path(), LoadFormat::Dummy).unwrap();
-    assert_eq!(c.names().count(), 3 + 2 * 11);
-    assert_eq!(c.info("model.layers.1.self_attn.k_proj.weight").unwrap().1, [8, 16]);
-    assert_eq!(c.info("model.layers.0.self_attn.q_norm.weight").unwrap().1, [4]);
-    let norm = c.tensor("model.norm.weight").unwrap();
-    assert_eq!((norm.len(), norm.bytes.len(), norm.dtype), (16, 64, FileDType::F32));
-    let first = f32::from_le_bytes(norm.bytes[..4].try_into().unwrap());
-    assert_eq!(first, Fill::new(DUMMY_SEED, "model.norm.weight", 1.0, 0.02).value(0));
-    config("Qwen2ForCausalLM");
-    assert!(
-        Checkpoint::open(dir.path(), LoadFormat::Dummy).unwrap().has("model.layers.0.self_attn.q_proj.bias")
-    );
-    config("NovelForCausalLM");
-    assert!(refusal(&dir, LoadFormat::Dummy).contains("known architectures are LlamaForCausalLM"));
+    let qwen3 = tensors("Qwen3ForCausalLM").unwrap();
+    let shape = |name: &str| qwen3.iter().find(|t| t.name == name).unwrap().shape.clone();
+    assert_eq!(qwen3.len(), 3 + 2 * 11);
+    assert_eq!(shape("model.layers.1.self_attn.k_proj.weight"), [8, 16]);
+    assert_eq!(shape("model.layers.0.self_attn.q_norm.weight"), [4]);
+    let qwen2 = tensors("Qwen2ForCausalLM").unwrap();
+    assert!(qwen2.iter().any(|t| t.name == "model.layers.0.self_attn.q_proj.bias"));
+    let unknown = tensors("NovelForCausalLM").unwrap_err().to_string();
+    assert!(unknown.contains("known architectures are LlamaForCausalLM"), "{unknown}");
 }
 
 #[test]
@@ -160,10 +155,10 @@ fn stories260k_opens() {
     let c = Checkpoint::open(&dir, LoadFormat::Auto).unwrap();
     assert_eq!(c.total_bytes(), 4 * 260_032);
     // Its names and shapes are those that random weights of its configuration would have.
-    let dummy = Checkpoint::open(&dir, LoadFormat::Dummy).unwrap();
-    assert_eq!(c.names().collect::<Vec<_>>(), dummy.names().collect::<Vec<_>>());
-    for name in c.names() {
-        assert_eq!(c.info(name), dummy.info(name), "{name}");
-        assert!(c.tensor(name).unwrap().bytes.is_mapped());
-    }
+    let config = ModelConfig::from_dir(&dir, None).unwrap();
+    let mut want: Vec<_> = decoder_tensors(&config).unwrap().into_iter().map(|t| (t.name, t.shape)).collect();
+    want.sort();
+    let have = c.names().map(|n| (n.to_owned(), c.info(n).unwrap().1.to_vec()));
+    assert_eq!(have.collect::<Vec<_>>(), want);
+    assert!(c.names().all(|name| c.tensor(name).unwrap().bytes.is_mapped()));
 }
