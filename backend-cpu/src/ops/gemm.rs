@@ -1,0 +1,446 @@
+//! Gemm: `out = residual + scale · act(x · Wᵀ + bias + add)` over dense weights.
+//!
+//! Few rows (one tile): every worker claims runs of panels and streams each once from memory, prefetching; this is
+//! the decode step, bound by bandwidth. More rows: blocks of K are met by all tiles while they sit in the cache, with
+//! narrow weights widened once per block when three or more tiles use them; this is prefill, bound by arithmetic.
+//! Activations are interleaved by tile once per op ([k][R]), so that a tile reads them as one stream of broadcasts.
+//! Which way is taken never shows in the bits: see [`super::gemm_tile`].
+#![allow(unsafe_op_in_unsafe_fn, reason = "the contract of `Kernel::run`")]
+
+use engine_core::DType;
+use engine_core::backend::{Activation, OpKind};
+
+use super::gemm_tile::{self, Kind, ROWS, Tile, expand};
+use super::{BLOCK, Kernel, load_block, map_block, spoil_last, store_block, zip_block};
+use crate::memory::View;
+use crate::simd::elem::{Elem, with_elem};
+use crate::simd::{Simd, SimdPath, math};
+use crate::threads::Worker;
+use crate::weights::PANEL;
+
+/// Shared memory of a stream for interleaved activations.
+pub(crate) const WORK_BYTES: usize = 16 << 20;
+/// Largest K: what a private copy of two rows and a claim's results leave room for.
+pub(crate) const MAX_K: usize = 128 << 10;
+/// Rows whose activations each worker interleaves for itself, sparing a barrier.
+const PRIVATE_ROWS: usize = 2;
+/// Bytes of weights a claim streams when there are few rows.
+const CLAIM_BYTES: usize = 512 << 10;
+/// How far ahead weights are prefetched.
+const AHEAD: usize = 2048;
+/// Steps of K in a block that several tiles meet.
+const K_BLOCK: usize = 1024;
+/// Bytes of activations that stay in the second-level cache.
+const A_BYTES: usize = 1 << 20;
+/// Panels a claim handles at most.
+const MOST_PANELS: usize = 16;
+
+const PRIVATE_AT: usize = 0;
+const RESULTS_AT: usize = PRIVATE_ROWS * MAX_K * 4;
+const RESULTS_BYTES: usize = MOST_PANELS * 256 * PANEL * 4;
+const EXPANDED_AT: usize = RESULTS_AT + RESULTS_BYTES;
+/// Private memory a worker needs.
+pub(crate) const SCRATCH_BYTES: usize = EXPANDED_AT + K_BLOCK * PANEL * 4;
+
+/// A product with its epilogue.
+pub(crate) struct Gemm {
+    pub x: View,
+    pub w: *const u8,
+    pub dtype: DType,
+    pub n: usize,
+    pub k: usize,
+    pub panels: usize,
+    pub panel_bytes: usize,
+    /// Gate and up interleaved in each panel.
+    pub gate_up: bool,
+    /// [N] f32, or null; whole pages, so reading a panel past N is harmless.
+    pub bias: *const f32,
+    pub add: Option<View>,
+    pub act: Activation,
+    pub scale: Option<f32>,
+    pub residual: Option<View>,
+    pub out: View,
+    pub work: *mut u8,
+    pub path: SimdPath,
+}
+
+/// How a product is cut. Follows from shapes and path only.
+#[derive(Clone, Copy)]
+struct Cut {
+    kind: Kind,
+    /// Rows of a tile.
+    tile: usize,
+    /// K as it is walked: even for pairs.
+    k: usize,
+    /// Rows handled between two packings of activations.
+    super_rows: usize,
+}
+
+impl Kernel for Gemm {
+    const OP: OpKind = OpKind::Gemm;
+
+    fn phases(&self) -> u32 {
+        let cut = self.cut();
+        let supers = self.x.rows().div_ceil(cut.super_rows).max(1) as u32;
+        if self.packs_privately() { 1 } else { 2 * supers }
+    }
+
+    fn serial(&self, _: u32) -> bool {
+        // Tiny products (test models): a barrier costs more than the work.
+        self.x.rows() * self.panels * self.panel_bytes <= 32 << 10
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, w: &Worker<'_>, phase: u32) {
+        let cut = self.cut();
+        let rows = self.x.rows();
+        if self.packs_privately() {
+            let a = w.scratch().add(PRIVATE_AT);
+            self.pack_tile::<S>(&cut, 0, rows, 0..cut.k, a);
+            return self.multiply::<S>(w, &cut, a, 0, rows);
+        }
+        let first = (phase / 2) as usize * cut.super_rows;
+        let count = cut.super_rows.min(rows - first);
+        if phase % 2 == 0 {
+            self.pack::<S>(w, &cut, first, count);
+        } else {
+            self.multiply::<S>(w, &cut, self.work, first, count);
+        }
+    }
+
+    unsafe fn spoil(&self) {
+        spoil_last(&self.out)
+    }
+}
+
+impl Gemm {
+    fn packs_privately(&self) -> bool {
+        self.x.rows() <= PRIVATE_ROWS
+    }
+
+    fn cut(&self) -> Cut {
+        let kind = match self.dtype {
+            DType::F32 => Kind::F32,
+            DType::F16 => Kind::F16,
+            _ if self.path == SimdPath::Avx512Bf16 && self.x.dtype == DType::Bf16 => Kind::Dot,
+            _ => Kind::Pairs,
+        };
+        let most = if matches!(self.path, SimdPath::Avx512 | SimdPath::Avx512Bf16) { 12 } else { 6 };
+        let rows = self.x.rows().max(1);
+        let even = rows.div_ceil(rows.div_ceil(most));
+        let tile = ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most);
+        let k = if self.dtype == DType::Bf16 { self.k.next_multiple_of(2) } else { self.k };
+        let fit = WORK_BYTES / kind.act_bytes(k, tile).max(1);
+        Cut { kind, tile, k, super_rows: fit.max(1) * tile }
+    }
+
+    /// Interleaves `count` rows from `first` on into the shared memory.
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, first: usize, count: usize) {
+        let tiles = count.div_ceil(cut.tile);
+        let pieces = cut.k.div_ceil(K_BLOCK);
+        let each = |i: usize| {
+            let (tile, piece) = (i / pieces, i % pieces);
+            let row = first + tile * cut.tile;
+            let rows = cut.tile.min(first + count - row);
+            let ks = piece * K_BLOCK..cut.k.min((piece + 1) * K_BLOCK);
+            self.pack_tile::<S>(
+                cut,
+                row,
+                rows,
+                ks,
+                self.work.add(tile * cut.kind.act_bytes(cut.k, cut.tile)),
+            );
+        };
+        if self.serial(0) {
+            return (0..tiles * pieces).for_each(each);
+        }
+        while let Some(i) = w.claim(tiles * pieces) {
+            each(i);
+        }
+    }
+
+    /// Steps `ks` of `rows` rows from `row` on, interleaved; rows past the last and steps past K are zeros.
+    #[inline(always)]
+    unsafe fn pack_tile<S: Simd>(
+        &self,
+        cut: &Cut,
+        row: usize,
+        rows: usize,
+        ks: std::ops::Range<usize>,
+        into: *mut u8,
+    ) {
+        if cut.kind == Kind::Dot {
+            return self.pack_pairs(cut, row, rows, ks, into.cast());
+        }
+        let into = into.cast::<f32>();
+        let tile = cut.tile;
+        let mut block = [0.0f32; BLOCK];
+        for r in 0..tile {
+            for i in ks.clone().step_by(BLOCK) {
+                let n = BLOCK.min(ks.end - i);
+                let have = if r < rows { n.min(self.k.saturating_sub(i)) } else { 0 };
+                if have > 0 {
+                    load_block::<S, _>(self.x.dtype, self.x.row(row + r), i, have, &mut block);
+                }
+                block[have..n].fill(0.0);
+                for (j, x) in block.iter().enumerate().take(n) {
+                    *into.add((i + j) * tile + r) = *x;
+                }
+            }
+        }
+    }
+
+    /// As [`Gemm::pack_tile`] for pairs of bfloat16.
+    unsafe fn pack_pairs(
+        &self,
+        cut: &Cut,
+        row: usize,
+        rows: usize,
+        ks: std::ops::Range<usize>,
+        into: *mut u32,
+    ) {
+        for r in 0..cut.tile {
+            let x = self.x.row::<u16>(row + r.min(rows - 1));
+            for pair in ks.start / 2..ks.end.div_ceil(2) {
+                let get =
+                    |k: usize| if r < rows && k < self.k { u32::from(x.add(k).read_unaligned()) } else { 0 };
+                *into.add(pair * cut.tile + r) = get(2 * pair) | get(2 * pair + 1) << 16;
+            }
+        }
+    }
+
+    /// Panels times the packed rows `first..first + count`.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, a: *const u8, first: usize, count: usize) {
+        let share = self.panels.div_ceil(w.count * 4).max(1);
+        let run = if count <= cut.tile {
+            (CLAIM_BYTES / self.panel_bytes.max(1)).next_multiple_of(2).clamp(1, MOST_PANELS)
+        } else {
+            MOST_PANELS
+        };
+        let run = run.min(share.next_multiple_of(2));
+        let claims = self.panels.div_ceil(run);
+        let each = |c: usize| {
+            let panels = c * run..self.panels.min((c + 1) * run);
+            if count <= cut.tile {
+                self.stream::<S>(w, cut, a, first, count, panels);
+            } else {
+                self.blocked::<S>(w, cut, a, first, count, panels);
+            }
+        };
+        if self.serial(0) {
+            return (0..claims).for_each(each);
+        }
+        while let Some(c) = w.claim(claims) {
+            each(c);
+        }
+    }
+
+    /// One tile of rows: each panel is read once, front to back.
+    #[inline(always)]
+    unsafe fn stream<S: Simd>(
+        &self,
+        w: &Worker<'_>,
+        cut: &Cut,
+        a: *const u8,
+        first: usize,
+        count: usize,
+        panels: std::ops::Range<usize>,
+    ) {
+        let c = w.scratch().add(RESULTS_AT).cast::<f32>();
+        let c_next = cut.tile * PANEL;
+        let mut p = panels.start;
+        while p < panels.end {
+            let two = S::W == 16 && cut.tile <= 3 && p + 1 < panels.end;
+            let b = self.w.add(p * self.panel_bytes);
+            let t = Tile { a, b, b_next: self.panel_bytes, k: cut.k, c, c_next, fresh: true, ahead: AHEAD };
+            gemm_tile::run::<S>(cut.kind, cut.tile, two, &t);
+            for i in 0..if two { 2 } else { 1 } {
+                for r in 0..count {
+                    self.finish::<S>(c.add(i * c_next + r * PANEL), first + r, p + i);
+                }
+            }
+            p += if two { 2 } else { 1 };
+        }
+    }
+
+    /// Many rows: blocks of rows × K whose activations stay in the cache while the panels of the claim pass by.
+    #[inline(always)]
+    unsafe fn blocked<S: Simd>(
+        &self,
+        w: &Worker<'_>,
+        cut: &Cut,
+        a: *const u8,
+        first: usize,
+        count: usize,
+        panels: std::ops::Range<usize>,
+    ) {
+        let c = w.scratch().add(RESULTS_AT).cast::<f32>();
+        let wide = w.scratch().add(EXPANDED_AT).cast::<f32>();
+        let tiles = count.div_ceil(cut.tile);
+        let steps = K_BLOCK.min(cut.k);
+        let fit = (A_BYTES / cut.kind.act_bytes(steps, cut.tile))
+            .min(RESULTS_BYTES / 4 / PANEL / MOST_PANELS / cut.tile);
+        let block = fit.clamp(1, tiles);
+        let tile_bytes = cut.kind.act_bytes(cut.k, cut.tile);
+        for start in (0..tiles).step_by(block) {
+            let here = start..tiles.min(start + block);
+            let c_next = here.len() * cut.tile * PANEL;
+            let widen = here.len() > 2 && matches!(cut.kind, Kind::F16 | Kind::Pairs);
+            let kind = if widen { Kind::F32 } else { cut.kind };
+            for k in (0..cut.k).step_by(K_BLOCK) {
+                let steps = K_BLOCK.min(cut.k - k);
+                for (i, p) in panels.clone().enumerate() {
+                    let mut b = self.w.add(p * self.panel_bytes + cut.kind.panel_bytes(k));
+                    if widen {
+                        let source = b;
+                        S::vectorize(
+                            #[inline(always)]
+                            || expand::<S>(cut.kind, source, steps, wide),
+                        );
+                        b = wide.cast();
+                    }
+                    for tile in here.clone() {
+                        let a = a.add(tile * tile_bytes + cut.kind.act_bytes(k, cut.tile));
+                        let c = c.add(i * c_next + (tile - start) * cut.tile * PANEL);
+                        let ahead = if !widen && tile == here.start { AHEAD } else { 0 };
+                        let t = Tile { a, b, b_next: 0, k: steps, c, c_next: 0, fresh: k == 0, ahead };
+                        gemm_tile::run::<S>(kind, cut.tile, false, &t);
+                    }
+                }
+            }
+            for (i, p) in panels.clone().enumerate() {
+                let rows = here.start * cut.tile..count.min(here.end * cut.tile);
+                for (j, r) in rows.enumerate() {
+                    self.finish::<S>(c.add(i * c_next + j * PANEL), first + r, p);
+                }
+            }
+        }
+    }
+
+    /// The epilogue of one row of one panel: 32 sums to 32 (or, halving, 16) outputs.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, c: *const f32, row: usize, panel: usize) {
+        let mut x = [0.0f32; PANEL];
+        let mut y = [0.0f32; PANEL];
+        std::ptr::copy_nonoverlapping(c, x.as_mut_ptr(), PANEL);
+        if !self.bias.is_null() {
+            self.load_bias(panel, &mut y);
+            zip_block::<S, _>(
+                &mut x,
+                &y,
+                PANEL,
+                #[inline(always)]
+                |x, y| S::add(x, y),
+            );
+        }
+        if let Some(add) = &self.add {
+            self.load_add::<S>(add, row, panel, &mut y);
+            zip_block::<S, _>(
+                &mut x,
+                &y,
+                PANEL,
+                #[inline(always)]
+                |x, y| S::add(x, y),
+            );
+        }
+        let width = if self.act.halves() { PANEL / 2 } else { PANEL };
+        activate::<S>(self.act, &mut x, width);
+        let at = panel * width;
+        let n = width.min(self.out.cols() - at);
+        if let Some(scale) = self.scale {
+            map_block::<S, _>(
+                &mut x,
+                width,
+                #[inline(always)]
+                |x| S::mul(x, S::splat(scale)),
+            );
+        }
+        if let Some(residual) = &self.residual {
+            load_block::<S, _>(residual.dtype, residual.row(row), at, n, &mut y);
+            zip_block::<S, _>(
+                &mut x,
+                &y,
+                width,
+                #[inline(always)]
+                |x, y| S::add(y, x),
+            );
+        }
+        store_block::<S, _>(self.out.dtype, self.out.row(row), at, n, &x);
+    }
+
+    /// The panel's part of the bias, in packed order.
+    #[inline(always)]
+    unsafe fn load_bias(&self, panel: usize, y: &mut [f32; PANEL]) {
+        if !self.gate_up {
+            std::ptr::copy_nonoverlapping(self.bias.add(panel * PANEL), y.as_mut_ptr(), PANEL);
+            return;
+        }
+        let (half, at) = (PANEL / 2, panel * (PANEL / 2));
+        std::ptr::copy_nonoverlapping(self.bias.add(at), y.as_mut_ptr(), half);
+        std::ptr::copy_nonoverlapping(self.bias.add(self.n / 2 + at), y.as_mut_ptr().add(half), half);
+    }
+
+    /// The panel's columns of `add` [T, N], in packed order.
+    #[inline(always)]
+    unsafe fn load_add<S: Simd>(&self, add: &View, row: usize, panel: usize, y: &mut [f32; PANEL]) {
+        if !self.gate_up {
+            let at = panel * PANEL;
+            return load_block::<S, _>(add.dtype, add.row(row), at, PANEL.min(add.cols() - at), y);
+        }
+        let half = add.cols() / 2;
+        let at = panel * (PANEL / 2);
+        let n = (PANEL / 2).min(half - at);
+        with_elem!(add.dtype, E, {
+            for i in 0..n {
+                let row = add.row::<E>(row);
+                y[i] = Elem::to_f32(*row.add(at + i));
+                y[PANEL / 2 + i] = Elem::to_f32(*row.add(half + at + i));
+            }
+        })
+    }
+}
+
+/// The activation in place; halving ones leave their result in the first half.
+#[inline(always)]
+unsafe fn activate<S: Simd>(act: Activation, x: &mut [f32; PANEL], width: usize) {
+    match act {
+        Activation::Identity => {}
+        Activation::Silu => map_block::<S, _>(
+            x,
+            width,
+            #[inline(always)]
+            |x| math::silu::<S>(x),
+        ),
+        Activation::Gelu => map_block::<S, _>(
+            x,
+            width,
+            #[inline(always)]
+            |x| math::gelu::<S>(x),
+        ),
+        Activation::GeluTanh => map_block::<S, _>(
+            x,
+            width,
+            #[inline(always)]
+            |x| math::gelu_tanh::<S>(x),
+        ),
+        Activation::Relu => map_block::<S, _>(
+            x,
+            width,
+            #[inline(always)]
+            |x| S::max(x, S::zero()),
+        ),
+        Activation::SiluMul | Activation::GeluTanhMul => {
+            for i in (0..width).step_by(S::W) {
+                let (gate, up) = (S::load(x.as_ptr().add(i)), S::load(x.as_ptr().add(width + i)));
+                let gate = if act == Activation::SiluMul {
+                    math::silu::<S>(gate)
+                } else {
+                    math::gelu_tanh::<S>(gate)
+                };
+                S::store(x.as_mut_ptr().add(i), S::mul(gate, up));
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! RopeKvWrite: per-head norm, rotation, and the write of keys and values into the cache.
+#![allow(unsafe_op_in_unsafe_fn, reason = "the contract of `Kernel::run`")]
+
+use engine_core::DType;
+use engine_core::backend::{OpKind, RopeStyle};
+
+use super::movement::spoil_bytes;
+use super::norm::{scale_row, sum_squares};
+use super::{Kernel, SERIAL_ELEMENTS, over_rows};
+use crate::kv::LayerView;
+use crate::memory::View;
+use crate::simd::Simd;
+use crate::simd::elem::{self, Elem, with_elem};
+use crate::threads::Worker;
+
+/// Largest head.
+pub(crate) const MAX_HEAD: usize = 1024;
+
+/// Rotation of heads; see `engine_core::backend::Rope`.
+pub(crate) struct Rotation {
+    pub positions: View,
+    /// [positions, rot] f32
+    pub table: *const f32,
+    pub table_rows: usize,
+    pub rot: usize,
+    pub style: RopeStyle,
+    /// Weights [D] of q and of k, and epsilon.
+    pub norm: Option<(*const f32, *const f32, f32)>,
+}
+
+/// q, k [T, heads, D], v [T, heads, Dv].
+pub(crate) struct RopeKvWrite {
+    pub q: View,
+    pub k: View,
+    pub v: View,
+    pub rope: Option<Rotation>,
+    pub slots: View,
+    pub kv: LayerView,
+}
+
+impl Kernel for RopeKvWrite {
+    const OP: OpKind = OpKind::RopeKvWrite;
+    fn serial(&self, _: u32) -> bool {
+        self.q.rows() * self.q.cols() <= SERIAL_ELEMENTS
+    }
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, w: &Worker<'_>, phase: u32) {
+        let [_, tokens, q_heads, d] = self.q.shape.map(|s| s as usize);
+        over_rows(w, self.serial(phase), tokens, q_heads * d, |t| {
+            let mut head = Head([0.0; MAX_HEAD]);
+            if self.rope.is_some() {
+                for h in 0..q_heads {
+                    with_elem!(self.q.dtype, E, self.rotate_q::<S, E>(t, self.q.at(t, h), &mut head, d));
+                }
+            }
+            let slot = *self.slots.ptr::<i32>().add(t);
+            if slot >= 0 {
+                self.write_token::<S>(t, slot as usize, &mut head);
+            }
+        });
+    }
+    unsafe fn spoil(&self) {
+        let tokens = self.q.shape[1] as usize;
+        for t in 0..tokens {
+            let slot = *self.slots.ptr::<i32>().add(t);
+            if slot >= 0 {
+                let (page, _) = (slot as usize / self.kv.page_tokens, 0);
+                let bytes = self.kv.k_dim * self.kv.page_tokens * self.kv.dtype.size_bytes();
+                spoil_bytes(self.kv.key_block(page, 0), bytes);
+            }
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Head([f32; MAX_HEAD]);
+
+impl RopeKvWrite {
+    #[inline(always)]
+    unsafe fn rotate_q<S: Simd, E: Elem>(&self, t: usize, at: *mut E, head: &mut Head, d: usize) {
+        self.read_head::<S, E>(t, at, head, d, Side::Query);
+        elem::from_f32::<S, E>(head.0.as_ptr(), at, d);
+    }
+
+    /// A head as f32, normed and rotated, rounded as the tensor's type rounds.
+    #[inline(always)]
+    unsafe fn read_head<S: Simd, E: Elem>(
+        &self,
+        t: usize,
+        at: *const E,
+        head: &mut Head,
+        d: usize,
+        side: Side,
+    ) {
+        let x = head.0.as_mut_ptr();
+        elem::to_f32::<S, E>(at, x, d);
+        let Some(rope) = &self.rope else { return };
+        if let Some((q, k, eps)) = rope.norm {
+            let w = if side == Side::Query { q } else { k };
+            std::ptr::write_bytes(x.add(d), 0, d.next_multiple_of(4 * S::W) - d);
+            let scale = 1.0 / (sum_squares::<S>(x, d) / d as f32 + eps).sqrt();
+            scale_row::<S>(x, d, scale, w);
+        }
+        let position = *rope.positions.ptr::<i32>().add(t);
+        assert!(
+            position >= 0 && (position as usize) < rope.table_rows,
+            "position {position} in a rope table of {}",
+            rope.table_rows
+        );
+        let row = rope.table.add(position as usize * rope.rot);
+        rotate::<S>(x, row, rope.rot, rope.style);
+    }
+
+    #[inline(always)]
+    unsafe fn write_token<S: Simd>(&self, t: usize, slot: usize, head: &mut Head) {
+        let kv = &self.kv;
+        let (page, offset) = (slot / kv.page_tokens, slot % kv.page_tokens);
+        assert!(page < kv.pages, "page {page} of {}", kv.pages);
+        for h in 0..kv.heads {
+            let key = kv.key_block(page, h);
+            with_elem!(self.k.dtype, E, {
+                self.read_head::<S, E>(t, self.k.at(t, h), head, kv.k_dim, Side::Key);
+                round::<E>(head, kv.k_dim, kv.dtype);
+            });
+            with_elem!(kv.dtype, C, {
+                for (i, x) in head.0.iter().enumerate().take(kv.k_dim) {
+                    *key.cast::<C>().add(i * kv.page_tokens + offset) = C::from_f32(*x);
+                }
+            });
+            let value = kv.value_block(page, h);
+            with_elem!(self.v.dtype, E, elem::to_f32::<S, E>(self.v.at(t, h), head.0.as_mut_ptr(), kv.v_dim));
+            with_elem!(kv.dtype, C, {
+                let row = value.cast::<C>().add(offset * kv.v_dim);
+                elem::from_f32::<S, C>(head.0.as_ptr(), row, kv.v_dim);
+            });
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Query,
+    Key,
+}
+
+/// A rotated key passes through its tensor's type on the way to a cache of another type.
+#[inline(always)]
+fn round<E: Elem>(head: &mut Head, d: usize, cache: DType) {
+    if E::DTYPE != cache && E::DTYPE != DType::F32 {
+        head.0.iter_mut().take(d).for_each(|x| *x = E::from_f32(*x).to_f32());
+    }
+}
+
+/// (a cos - b sin, b cos + a sin) for each pair.
+#[inline(always)]
+unsafe fn rotate<S: Simd>(x: *mut f32, row: *const f32, rot: usize, style: RopeStyle) {
+    let half = rot / 2;
+    let (mut i, step) = (0, if style == RopeStyle::Half { S::W } else { usize::MAX });
+    while step != usize::MAX && i + S::W <= half {
+        let (cos, sin) = (S::load(row.add(i)), S::load(row.add(half + i)));
+        let (a, b) = (S::load(x.add(i)), S::load(x.add(half + i)));
+        S::store(x.add(i), S::fnma(b, sin, S::mul(a, cos)));
+        S::store(x.add(half + i), S::fma(a, sin, S::mul(b, cos)));
+        i += step;
+    }
+    while i < half {
+        let (cos, sin) = (*row.add(i), *row.add(half + i));
+        let (first, second) = match style {
+            RopeStyle::Half => (i, half + i),
+            RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+        };
+        let (a, b) = (*x.add(first), *x.add(second));
+        *x.add(first) = a * cos - b * sin;
+        *x.add(second) = b * cos + a * sin;
+        i += 1;
+    }
+}
