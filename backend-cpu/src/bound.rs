@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use engine_core::backend::OpKind;
-
 use crate::faults;
 use crate::memory::Region;
 use crate::ops::{
@@ -64,7 +62,7 @@ fn walk<K: Kernel>(kernel: &K, step: &mut dyn FnMut(Phase<'_>)) {
     for phase in 0..kernel.phases() {
         // SAFETY: bound kernels are sound to run on a path the machine has; workers carry no other.
         let run = |w: &Worker<'_>| unsafe { enter(w.path, RunPhase(kernel, w, phase)) };
-        step(Phase { serial: kernel.serial(phase), op, run: &run });
+        step(Phase { serial: kernel.serial(phase), op: Some(op), run: &run });
     }
     if cfg!(feature = "faults") {
         let run = |w: &Worker<'_>| {
@@ -73,7 +71,7 @@ fn walk<K: Kernel>(kernel: &K, step: &mut dyn FnMut(Phase<'_>)) {
                 unsafe { kernel.spoil() }
             }
         };
-        step(Phase { serial: true, op, run: &run });
+        step(Phase { serial: true, op: Some(op), run: &run });
     }
 }
 
@@ -117,7 +115,7 @@ impl Span {
 
 impl Command for Work {
     fn walk(&self, step: &mut dyn FnMut(Phase<'_>)) {
-        let mut serial = |run: &dyn Fn(&Worker<'_>)| step(Phase { serial: true, op: OpKind::Copy, run });
+        let mut serial = |run: &dyn Fn(&Worker<'_>)| step(Phase { serial: true, op: None, run });
         match self {
             Work::Run(kernel) => kernel.walk(step),
             Work::Graph(graph) => graph.kernels.iter().for_each(|kernel| kernel.walk(step)),

@@ -12,7 +12,6 @@ mod backend;
 mod bind;
 mod bound;
 pub mod faults;
-mod fill;
 mod kv;
 mod memory;
 mod ops;

@@ -17,6 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use engine_core::backend::OpKind;
+
 use crate::memory::Region;
 use crate::progress::Progress;
 use crate::simd::SimdPath;
@@ -64,8 +66,8 @@ pub(crate) trait Command: Send + 'static {
 /// One phase of a command.
 pub(crate) struct Phase<'a> {
     pub serial: bool,
-    /// Name for `last_op` and messages.
-    pub op: engine_core::backend::OpKind,
+    /// Name for `last_op` and messages; none for the stream's own bookkeeping.
+    pub op: Option<OpKind>,
     pub run: &'a dyn Fn(&Worker<'_>),
 }
 
@@ -159,11 +161,6 @@ impl<C: Command> Crew<C> {
         self.next
     }
 
-    /// Commands enqueued so far.
-    pub fn pushed(&self) -> u64 {
-        self.next
-    }
-
     /// Drops the commands that every worker is past.
     pub fn clear(&mut self) {
         let passed = self.shared.progress.passed();
@@ -216,13 +213,14 @@ impl<C: Command> Shared<C> {
         if self.progress.is_lost() {
             return;
         }
-        if worker.id == 0 {
-            self.progress.started(phase.op);
+        if let (0, Some(op)) = (worker.id, phase.op) {
+            self.progress.started(op);
         }
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (phase.run)(worker))) {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
-            self.progress.lose(phase.op.name(), text.unwrap_or_else(|| "a kernel panicked".into()));
+            let op = phase.op.map_or("copy", OpKind::name);
+            self.progress.lose(op, text.unwrap_or_else(|| "a kernel panicked".into()));
         }
     }
 

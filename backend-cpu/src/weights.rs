@@ -14,13 +14,13 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use engine_core::backend::{ActFormat, Fill, Fuse, HostPart, HostWeight, PartData, Shard, Uses, WeightMeta};
+use engine_core::backend::{ActFormat, Fuse, HostPart, HostWeight, PartData, Shard, Uses, WeightMeta};
 use engine_core::loader::HostBytes;
+use engine_core::loader::fill::Fill;
 use engine_core::quant::WeightFormat;
 use engine_core::{DType, Error, Result};
 use half::{bf16, f16};
 
-use crate::fill::Values;
 use crate::memory::{Memory, Region};
 
 /// Outputs of a panel.
@@ -71,7 +71,7 @@ pub(crate) fn load(memory: &Arc<Memory>, w: HostWeight) -> Result<(WeightMeta, C
         Uses::Linear | Uses::Both => Layout::Panels,
         Uses::Embed | Uses::Vector => Layout::Rows,
     };
-    let gate_up = w.fuse == Fuse::GateUp;
+    let gate_up = source.gate_up;
     let (n, k) = (source.n, source.k);
     let bytes = match layout {
         Layout::Panels => panels(n, gate_up) * panel_bytes(k, dtype),
@@ -82,6 +82,7 @@ pub(crate) fn load(memory: &Arc<Memory>, w: HostWeight) -> Result<(WeightMeta, C
     let loaded = CpuWeight { region, layout, dtype, n, k, gate_up };
     match layout {
         Layout::Panels => pack_panels(&source, &loaded),
+        Layout::Rows if w.uses == Uses::Vector && n == 1 => pack_vector(&source, &loaded),
         Layout::Rows => pack_rows(&source, &loaded),
     }
     let meta = WeightMeta {
@@ -114,6 +115,11 @@ struct Source {
     gate_up: bool,
 }
 
+/// Whether a weight is a vector (its parts, of one row each, follow each other) rather than a small table.
+fn is_vector(w: &HostWeight) -> bool {
+    w.uses == Uses::Vector && w.parts.iter().all(|p| p.shape[0] == 1)
+}
+
 struct Part {
     data: Data,
     dtype: DType,
@@ -125,7 +131,7 @@ struct Part {
 
 enum Data {
     Bytes(HostBytes),
-    Values(Values),
+    Values(Fill),
 }
 
 impl Source {
@@ -138,12 +144,16 @@ impl Source {
         let Some(first) = parts.first() else {
             return Err(Error::Checkpoint(format!("weight {} has no parts", w.name)));
         };
+        let gate_up = w.fuse == Fuse::GateUp && !is_vector(w);
+        if is_vector(w) {
+            let k = parts.iter().map(|p| p.cols.len()).sum();
+            return Ok(Source { parts, n: 1, k, gate_up });
+        }
         let k = first.cols.len();
         if let Some(i) = parts.iter().position(|p| p.cols.len() != k) {
             let (name, got) = (&w.parts[i].name, parts[i].cols.len());
             return Err(Error::Checkpoint(format!("{name} has {got} columns, {} has {k}", w.parts[0].name)));
         }
-        let gate_up = w.fuse == Fuse::GateUp;
         if gate_up && (parts.len() != 2 || parts[0].rows.len() != parts[1].rows.len()) {
             let text = format!("weight {} must have a gate and an up part of one shape", w.name);
             return Err(Error::Checkpoint(text));
@@ -193,8 +203,8 @@ impl Part {
         };
         let (rows, cols) = match w.shard {
             Shard::Whole => (0..n, 0..k),
-            Shard::Rows { rank, world } => (share(n, rank, world)?, 0..k),
-            Shard::Cols { rank, world } => (0..n, share(k, rank, world)?),
+            Shard::Rows { rank, world } if !is_vector(w) => (share(n, rank, world)?, 0..k),
+            Shard::Rows { rank, world } | Shard::Cols { rank, world } => (0..n, share(k, rank, world)?),
         };
         let data = match &part.data {
             PartData::Mapped(bytes) => Data::Bytes(bytes.clone()),
@@ -203,9 +213,7 @@ impl Part {
                 file.read_exact_at(&mut bytes, *at).map_err(|e| Error::io(&part.name, e))?;
                 Data::Bytes(bytes.into())
             }
-            PartData::Fill(Fill { seed, tensor, std, mean }) => {
-                Data::Values(Values::new(*seed, *tensor, *std, *mean))
-            }
+            PartData::Fill(fill) => Data::Values(*fill),
         };
         let wanted = n as u64 * k as u64 * dtype.size_bytes() as u64;
         if let Data::Bytes(bytes) = &data
@@ -232,17 +240,30 @@ impl Part {
         &bytes.as_slice()[(first + self.cols.start) * size..(first + self.cols.end) * size]
     }
 
+    /// Index of the first element of row `r` (of the shard) in the whole tensor.
+    fn first(&self, r: usize) -> u64 {
+        ((self.rows.start + r) * self.width + self.cols.start) as u64
+    }
+
     /// Row `r` as f32.
     fn widen(&self, r: usize, into: &mut [f32]) {
         match &self.data {
             Data::Bytes(bytes) => widen(self.bytes_of(bytes, r), self.dtype, into),
             Data::Values(values) => {
-                let first = ((self.rows.start + r) * self.width + self.cols.start) as u64;
-                for (i, x) in (first..).zip(into) {
-                    *x = values.rounded(i, self.dtype);
+                for (i, x) in (self.first(r)..).zip(into) {
+                    *x = round(values.value(i), self.dtype);
                 }
             }
         }
+    }
+}
+
+/// What `dtype` stores of `x`.
+fn round(x: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::Bf16 => bf16::from_f32(x).to_f32(),
+        DType::F16 => f16::from_f32(x).to_f32(),
+        _ => x,
     }
 }
 
@@ -268,6 +289,10 @@ fn row_as<'a>(part: &'a Part, r: usize, dtype: DType, wide: &mut [f32], buffer: 
     if let Some(bytes) = part.stored(r, dtype) {
         return bytes;
     }
+    if let (Data::Values(values), true) = (&part.data, part.dtype == dtype) {
+        values.write(part.first(r), dtype, buffer);
+        return buffer;
+    }
     part.widen(r, wide);
     match dtype {
         DType::F32 => {
@@ -284,6 +309,17 @@ fn row_as<'a>(part: &'a Part, r: usize, dtype: DType, wide: &mut [f32], buffer: 
 fn narrow(buffer: &mut [u8], wide: &[f32], f: impl Fn(f32) -> u16) {
     for (b, x) in buffer.as_chunks_mut::<2>().0.iter_mut().zip(wide) {
         *b = f(*x).to_le_bytes();
+    }
+}
+
+fn pack_vector(source: &Source, w: &CpuWeight) {
+    let mut at = 0;
+    for part in &source.parts {
+        // SAFETY: the region has as many f32 as all parts together, and nobody else has it yet.
+        let into =
+            unsafe { std::slice::from_raw_parts_mut(w.region.base().cast::<f32>().add(at), part.cols.len()) };
+        part.widen(0, into);
+        at += part.cols.len();
     }
 }
 

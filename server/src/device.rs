@@ -56,7 +56,11 @@ fn open_kind(kind: DeviceKind, index: u32, options: DeviceOptions) -> Result<Arc
     let _ = (index, options);
     match kind {
         #[cfg(feature = "cpu")]
-        DeviceKind::Cpu => Ok(Arc::new(backend_cpu::reference::ReferenceBackend::new())),
+        DeviceKind::Cpu => {
+            let threads = options.threads.map(|n| n as usize);
+            let config = backend_cpu::CpuConfig { threads, ..backend_cpu::CpuConfig::default() };
+            Ok(Arc::new(backend_cpu::CpuBackend::new(config)?))
+        }
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => backend_cuda::open(index),
         #[cfg(feature = "rocm")]

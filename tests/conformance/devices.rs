@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "cpu")]
+use backend_cpu::{CpuBackend, CpuConfig, SimdChoice};
 use engine_core::backend::Backend;
 use engine_core::backend::checked::Checked;
 
@@ -39,4 +41,9 @@ fn cpu(devices: &mut Vec<Device>) {
         "reference",
         Arc::new(backend_cpu::reference::ReferenceBackend::new()),
     ));
+    for path in backend_cpu::SimdPath::available() {
+        let config = CpuConfig { threads: Some(2), simd: SimdChoice::Forced(path) };
+        let backend = CpuBackend::new(config).expect("an available path");
+        devices.push(Device::new(format!("cpu/{}", path.name()), "cpu", Arc::new(backend)));
+    }
 }

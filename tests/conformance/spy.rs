@@ -1,6 +1,7 @@
 //! [`Spy`]: forwards to a stream and notes, op by op, what `supports` says and what ran.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use engine_core::backend::{
     AttnPlan, Backend, BatchMeta, CaptureLevel, Control, Graph, HostSlot, HostWeight, KvLayer, Mark, Op,
@@ -25,6 +26,21 @@ pub struct Spy {
     pub capturing: bool,
 }
 
+impl Spy {
+    /// Until the stream has run what was enqueued: only then does `last_op` speak of it.
+    fn finish(&mut self) -> Result<()> {
+        let ticket = self.inner.record()?;
+        let control = self.inner.control();
+        let limit = Instant::now() + Duration::from_secs(60);
+        while control.completed() < ticket.at && Instant::now() < limit {
+            std::thread::yield_now();
+            // Fails when the device is lost meanwhile.
+            self.inner.record()?;
+        }
+        Ok(())
+    }
+}
+
 impl Stream for Spy {
     fn op(&mut self, op: &Op<'_>) -> Result<()> {
         let says = self.backend.supports(&OpSpec::from(op));
@@ -33,6 +49,7 @@ impl Stream for Spy {
         }
         self.inner.op(op)?;
         if !self.capturing {
+            self.finish()?;
             let ran_as_itself = self.inner.control().last_op() == op.kind().name();
             self.seen.push(Seen { kind: op.kind(), says, ran_as_itself });
         }

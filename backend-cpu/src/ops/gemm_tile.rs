@@ -64,11 +64,6 @@ pub(crate) struct Tile {
 /// Rows a tile can have.
 pub(crate) const ROWS: [usize; 7] = [1, 2, 3, 4, 6, 8, 12];
 
-/// The most rows of a tile that stay in registers.
-pub(crate) fn most_rows<S: Simd>() -> usize {
-    if S::W == 16 { 12 } else { 6 }
-}
-
 /// Runs one tile of `rows` (one of [`ROWS`]); with `two`, over two panels at once (only up to three rows).
 #[inline(always)]
 pub(crate) unsafe fn run<S: Simd>(kind: Kind, rows: usize, two: bool, t: &Tile) {

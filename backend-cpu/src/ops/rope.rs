@@ -1,11 +1,9 @@
 //! RopeKvWrite: per-head norm, rotation, and the write of keys and values into the cache.
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of `Kernel::run`")]
 
-use engine_core::DType;
 use engine_core::backend::{OpKind, RopeStyle};
 
 use super::movement::spoil_bytes;
-use super::norm::{scale_row, sum_squares};
 use super::{Kernel, SERIAL_ELEMENTS, over_rows};
 use crate::kv::LayerView;
 use crate::memory::View;
@@ -97,9 +95,7 @@ impl RopeKvWrite {
         let Some(rope) = &self.rope else { return };
         if let Some((q, k, eps)) = rope.norm {
             let w = if side == Side::Query { q } else { k };
-            std::ptr::write_bytes(x.add(d), 0, d.next_multiple_of(4 * S::W) - d);
-            let scale = 1.0 / (sum_squares::<S>(x, d) / d as f32 + eps).sqrt();
-            scale_row::<S>(x, d, scale, w);
+            norm_head(&mut head.0[..d], w, eps);
         }
         let position = *rope.positions.ptr::<i32>().add(t);
         assert!(
@@ -120,7 +116,6 @@ impl RopeKvWrite {
             let key = kv.key_block(page, h);
             with_elem!(self.k.dtype, E, {
                 self.read_head::<S, E>(t, self.k.at(t, h), head, kv.k_dim, Side::Key);
-                round::<E>(head, kv.k_dim, kv.dtype);
             });
             with_elem!(kv.dtype, C, {
                 for (i, x) in head.0.iter().enumerate().take(kv.k_dim) {
@@ -143,15 +138,25 @@ enum Side {
     Key,
 }
 
-/// A rotated key passes through its tensor's type on the way to a cache of another type.
+/// RMS norm of a head. Sums and scale are f64: a head is short, and q and k are rounded to the tensor's type next, so
+/// that the rounding here should not be seen.
 #[inline(always)]
-fn round<E: Elem>(head: &mut Head, d: usize, cache: DType) {
-    if E::DTYPE != cache && E::DTYPE != DType::F32 {
-        head.0.iter_mut().take(d).for_each(|x| *x = E::from_f32(*x).to_f32());
+unsafe fn norm_head(x: &mut [f32], w: *const f32, eps: f32) {
+    let mut sums = [0.0f64; 8];
+    for part in x.chunks(8) {
+        for (sum, x) in sums.iter_mut().zip(part) {
+            *sum += f64::from(*x) * f64::from(*x);
+        }
+    }
+    let mean = sums.iter().sum::<f64>() / x.len() as f64;
+    let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+    for (i, x) in x.iter_mut().enumerate() {
+        *x = (f64::from(*x) * scale) as f32 * *w.add(i);
     }
 }
 
-/// (a cos - b sin, b cos + a sin) for each pair.
+/// (a cos - b sin, b cos + a sin) for each pair, every product rounded: the result is rounded to a narrow type next,
+/// and a fused product would now and then land on the other side of a tie.
 #[inline(always)]
 unsafe fn rotate<S: Simd>(x: *mut f32, row: *const f32, rot: usize, style: RopeStyle) {
     let half = rot / 2;
@@ -159,8 +164,8 @@ unsafe fn rotate<S: Simd>(x: *mut f32, row: *const f32, rot: usize, style: RopeS
     while step != usize::MAX && i + S::W <= half {
         let (cos, sin) = (S::load(row.add(i)), S::load(row.add(half + i)));
         let (a, b) = (S::load(x.add(i)), S::load(x.add(half + i)));
-        S::store(x.add(i), S::fnma(b, sin, S::mul(a, cos)));
-        S::store(x.add(half + i), S::fma(a, sin, S::mul(b, cos)));
+        S::store(x.add(i), S::sub(S::mul(a, cos), S::mul(b, sin)));
+        S::store(x.add(half + i), S::add(S::mul(b, cos), S::mul(a, sin)));
         i += step;
     }
     while i < half {

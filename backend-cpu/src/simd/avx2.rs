@@ -2,16 +2,14 @@
 
 use core::arch::x86_64::*;
 
-use super::{Simd, SimdPath};
+use super::Simd;
 
 /// AVX2, FMA, F16C.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 
 impl Simd for Avx2 {
-    const PATH: SimdPath = SimdPath::Avx2;
     const W: usize = 8;
-    const REGISTERS: usize = 16;
     type F = __m256;
     type I = __m256i;
     type M = __m256;

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{Simd, SimdPath};
+use super::Simd;
 
 /// AVX-512 F, BW, DQ, VL.
 #[derive(Clone, Copy)]
@@ -15,10 +15,8 @@ pub(crate) struct Avx512Bf16;
 macro_rules! avx512 {
     ($name:ident, $features:literal, $dot:literal $(, $more:item)?) => {
         impl Simd for $name {
-            const PATH: SimdPath = SimdPath::$name;
             const W: usize = 16;
             const DOT: bool = $dot;
-            const REGISTERS: usize = 32;
             type F = __m512;
             type I = __m512i;
             type M = __mmask16;

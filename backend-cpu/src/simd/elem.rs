@@ -1,42 +1,19 @@
 //! Floating-point element types of tensors, and loads and stores of them as f32 lanes.
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of the parent module")]
 
-use engine_core::DType;
 use half::{bf16, f16};
 
 use super::Simd;
 
 /// An element that kernels read and write as f32.
 pub(crate) trait Elem: Copy + Send + Sync + 'static {
-    const DTYPE: DType;
     unsafe fn load<S: Simd>(p: *const Self) -> S::F;
     unsafe fn store<S: Simd>(p: *mut Self, v: S::F);
     fn to_f32(self) -> f32;
     fn from_f32(x: f32) -> Self;
-
-    /// The first `n` lanes; the others are zero.
-    #[inline(always)]
-    unsafe fn load_n<S: Simd>(p: *const Self, n: usize) -> S::F {
-        let mut lanes = [0.0f32; 16];
-        for (i, lane) in lanes.iter_mut().enumerate().take(n) {
-            *lane = p.add(i).read_unaligned().to_f32();
-        }
-        S::load(lanes.as_ptr())
-    }
-
-    /// Stores the first `n` lanes.
-    #[inline(always)]
-    unsafe fn store_n<S: Simd>(p: *mut Self, v: S::F, n: usize) {
-        let mut lanes = [Self::from_f32(0.0); 16];
-        Self::store::<S>(lanes.as_mut_ptr(), v);
-        for (i, lane) in lanes.iter().enumerate().take(n) {
-            p.add(i).write_unaligned(*lane);
-        }
-    }
 }
 
 impl Elem for f32 {
-    const DTYPE: DType = DType::F32;
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const f32) -> S::F {
         S::load(p)
@@ -56,7 +33,6 @@ impl Elem for f32 {
 }
 
 impl Elem for bf16 {
-    const DTYPE: DType = DType::Bf16;
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const bf16) -> S::F {
         S::load_bf16(p.cast())
@@ -76,7 +52,6 @@ impl Elem for bf16 {
 }
 
 impl Elem for f16 {
-    const DTYPE: DType = DType::F16;
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const f16) -> S::F {
         S::load_f16(p.cast())

@@ -116,13 +116,10 @@ fn is_intel() -> bool {
 
 /// Vector operations of one instruction set. `F` holds [`Simd::W`] f32 lanes, `I` as many u32 lanes, `M` a mask.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
-    const PATH: SimdPath;
     /// Lanes.
     const W: usize;
     /// Whether [`Simd::dot_bf16`] exists.
     const DOT: bool = false;
-    /// Vector registers, for choosing register tiles.
-    const REGISTERS: usize;
     type F: Copy;
     type I: Copy;
     type M: Copy;

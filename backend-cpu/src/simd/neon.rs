@@ -4,16 +4,14 @@ use core::arch::aarch64::*;
 
 use half::f16;
 
-use super::{Simd, SimdPath};
+use super::Simd;
 
 /// Advanced SIMD with fused multiply-add, which every aarch64 has.
 #[derive(Clone, Copy)]
 pub(crate) struct Neon;
 
 impl Simd for Neon {
-    const PATH: SimdPath = SimdPath::Neon;
     const W: usize = 4;
-    const REGISTERS: usize = 32;
     type F = float32x4_t;
     type I = uint32x4_t;
     type M = uint32x4_t;

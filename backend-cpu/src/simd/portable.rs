@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::{Simd, SimdPath};
+use super::Simd;
 
 /// No instruction set in particular.
 #[derive(Clone, Copy)]
@@ -33,9 +33,7 @@ fn compare(a: F8, b: F8, f: impl Fn(f32, f32) -> bool) -> I8 {
 }
 
 impl Simd for Portable {
-    const PATH: SimdPath = SimdPath::Portable;
     const W: usize = 8;
-    const REGISTERS: usize = 16;
     type F = F8;
     type I = I8;
     type M = I8;
