@@ -1,5 +1,6 @@
 //! Everything with strings or sockets: CLI, HTTP, templates, tokenizers, benches.
 
+pub mod bench;
 pub mod chat;
 pub mod cli;
 pub mod client;

@@ -1,0 +1,3 @@
+//! `pallium bench`.
+
+pub mod serve;
