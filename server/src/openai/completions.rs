@@ -22,6 +22,7 @@ use crate::http::AppState;
 use crate::http::error::{ApiError, json_response};
 use crate::http::sse::{EventSource, event_stream, put_error};
 use crate::http::state::unix_time_s;
+use crate::text::detokenize::DecodeOptions;
 
 /// Answers a completion request.
 pub async fn handle(State(state): State<AppState>, request: Request<Body>) -> Response<Body> {
@@ -109,7 +110,7 @@ async fn prepare(state: AppState, work: Work, mut parsed: Parsed) -> Result<Job,
         log_request(&state, &parsed.common.id, &format!("{prompt:?}"), &sampling);
     }
     let echo = match parsed.echo {
-        true => Some(echo_texts(&parsed, &prompts, &state)?),
+        true => Some(echo_texts(&parsed, &prompts, &state)),
         false => None,
     };
     let top = parsed.fields.logprobs().and(sampling.params.logprobs).map(|k| k as usize);
@@ -118,11 +119,11 @@ async fn prepare(state: AppState, work: Work, mut parsed: Parsed) -> Result<Job,
 }
 
 /// The text that echo returns: as given where it was text and is whole, else decoded.
-fn echo_texts(parsed: &Parsed, ids: &[Arc<[u32]>], state: &AppState) -> Result<Vec<String>, ApiError> {
+fn echo_texts(parsed: &Parsed, ids: &[Arc<[u32]>], state: &AppState) -> Vec<String> {
     let whole = parsed.encoding.truncation.is_none();
     let text = |(prompt, ids): (&Prompt, &Arc<[u32]>)| match prompt {
-        Prompt::Text(text) if whole => Ok(text.clone()),
-        _ => state.codec.decode(ids, true).map_err(ApiError::internal),
+        Prompt::Text(text) if whole => text.clone(),
+        _ => state.codec.decode(ids, DecodeOptions::default()),
     };
     parsed.prompts.iter().zip(ids).map(text).collect()
 }

@@ -6,14 +6,15 @@ use engine_core::engine::types::{EngineFailure, FinishReason, FirstOutput, Token
 
 use super::codec::{Codec, Detokenize};
 use super::sampling::Sampling;
-use super::stops::StopStrings;
 use crate::fanout::{RequestStream, Update};
+use crate::text::stop::{StopChecker, StopText, Watch};
 
 /// The answers of one request.
 pub struct Generation {
     stream: RequestStream,
     update: Update,
     answers: Vec<Answer>,
+    stops: Vec<String>,
     include_stop: bool,
     piece: Piece,
     fresh: String,
@@ -68,6 +69,10 @@ impl End {
         }
     }
 
+    fn stopped_by(stop: &str) -> End {
+        End::Stop(Some(StopReason::Text(stop.to_string())))
+    }
+
     /// The `stop_reason` field.
     pub fn stop_reason(&self) -> Option<&StopReason> {
         match self {
@@ -79,7 +84,7 @@ impl End {
 
 struct Answer {
     detokenizer: Box<dyn Detokenize>,
-    stops: StopStrings,
+    checker: StopChecker,
     tokens: u32,
     min_tokens: u32,
 }
@@ -92,17 +97,18 @@ impl Generation {
         sampling: &Sampling,
         codec: &dyn Codec,
     ) -> Generation {
+        let include_stop = sampling.include_stop_str_in_output;
+        let mode = if include_stop { StopText::Include } else { StopText::Exclude };
         let answer = |prompt: &[u32]| Answer {
-            detokenizer: codec.detokenizer(prompt, sampling.skip_special_tokens),
-            stops: StopStrings::new(&sampling.stop),
+            detokenizer: codec.detokenizer(prompt, sampling.decode),
+            checker: StopChecker::new(&sampling.stop, mode),
             tokens: 0,
             min_tokens: sampling.params.min_tokens,
         };
         let answers =
             prompts.iter().flat_map(|p| (0..sampling.best_of).map(move |_| answer(p))).collect::<Vec<_>>();
-        let include_stop = sampling.include_stop_str_in_output;
         let (update, piece) = (Update::default(), Piece::default());
-        Generation { stream, update, answers, include_stop, piece, fresh: String::new() }
+        Generation { stream, update, answers, stops: sampling.stop.clone(), include_stop, piece, fresh: String::new() }
     }
 
     /// The next piece of any answer; `None` when all have ended.
@@ -154,10 +160,10 @@ impl Generation {
             }
             self.fresh.clear();
             answer.detokenizer.push(*token, &mut self.fresh);
-            if let Some(stop) = answer.speak(&self.fresh, self.include_stop, &mut piece.text) {
+            if let Some(stop) = answer.speak(&self.fresh, &mut piece.text) {
                 piece.tokens.truncate(i + 1);
                 piece.logprobs.truncate(i + 1);
-                piece.end = Some(End::Stop(Some(StopReason::Text(stop))));
+                piece.end = Some(End::stopped_by(&self.stops[stop]));
                 self.stream.close(index, FinishReason::Stop { token: None });
                 return;
             }
@@ -165,23 +171,20 @@ impl Generation {
         if piece.end.is_some() {
             self.fresh.clear();
             answer.detokenizer.finish(&mut self.fresh);
-            let stop = answer.speak(&self.fresh, self.include_stop, &mut piece.text);
-            answer.stops.finish(&mut piece.text);
+            let stop = answer.speak(&self.fresh, &mut piece.text);
+            answer.checker.finish(&mut piece.text);
             if let Some(stop) = stop {
-                piece.end = Some(End::Stop(Some(StopReason::Text(stop))));
+                piece.end = Some(End::stopped_by(&self.stops[stop]));
             }
         }
     }
 }
 
 impl Answer {
-    /// Passes new text on; returns the stop string that it completed.
-    fn speak(&mut self, fresh: &str, include: bool, out: &mut String) -> Option<String> {
-        if self.tokens <= self.min_tokens && self.min_tokens > 0 {
-            out.push_str(fresh);
-            return None;
-        }
-        self.stops.push(fresh, include, out)
+    /// Passes new text on; returns which stop string it completed.
+    fn speak(&mut self, fresh: &str, out: &mut String) -> Option<usize> {
+        let watch = if self.tokens <= self.min_tokens { Watch::Ignore } else { Watch::Stop };
+        self.checker.push(fresh, watch, out)
     }
 }
 

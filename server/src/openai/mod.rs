@@ -12,7 +12,6 @@ pub mod models;
 mod prompt;
 mod request;
 pub mod sampling;
-mod stops;
 mod tally;
 pub mod tokenize;
 pub mod types;

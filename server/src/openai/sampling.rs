@@ -12,6 +12,7 @@ use crate::client::EngineInfo;
 use crate::http::error::ApiError;
 use crate::http::ids;
 use crate::http::limits::{MAX_SEQUENCES, MAX_STOP_STRINGS};
+use crate::text::detokenize::DecodeOptions;
 
 /// Below this, sampling is greedy.
 const GREEDY_BELOW: f64 = 1e-5;
@@ -78,6 +79,7 @@ pub struct SamplingFields {
     bad_words: Vec<String>,
     include_stop_str_in_output: bool,
     skip_special_tokens: Option<bool>,
+    spaces_between_special_tokens: Option<bool>,
 }
 
 /// Checked rules of one request.
@@ -90,7 +92,8 @@ pub struct Sampling {
     /// Strings that end an answer.
     pub stop: Vec<String>,
     pub include_stop_str_in_output: bool,
-    pub skip_special_tokens: bool,
+    /// How ids become text.
+    pub decode: DecodeOptions,
     /// Engine rules; `max_tokens` and `seed` are set per prompt and answer.
     pub params: SamplingParams,
     seed: Option<u64>,
@@ -131,9 +134,9 @@ impl SamplingFields {
             bad_words: f.texts("bad_words").unwrap_or_default(),
             include_stop_str_in_output: f.flag("include_stop_str_in_output").unwrap_or(false),
             skip_special_tokens: f.flag("skip_special_tokens"),
+            spaces_between_special_tokens: f.flag("spaces_between_special_tokens"),
             ..SamplingFields::default()
         };
-        let _ = f.flag("spaces_between_special_tokens");
         s.read_lengths(f, endpoint);
         if s.stop.len() > MAX_STOP_STRINGS {
             f.reject("stop", format!("at most {MAX_STOP_STRINGS} strings are allowed, got {}", s.stop.len()));
@@ -207,7 +210,10 @@ impl SamplingFields {
             best_of,
             stop: self.stop.clone(),
             include_stop_str_in_output: self.include_stop_str_in_output,
-            skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
+            decode: DecodeOptions {
+                skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
+                spaces_between_special_tokens: self.spaces_between_special_tokens.unwrap_or(true),
+            },
             params,
             seed: self.seed.filter(|s| *s != -1).map(|s| s as u64),
             max_tokens,

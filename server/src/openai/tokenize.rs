@@ -14,6 +14,7 @@ use super::sampling::in_vocabulary;
 use crate::http::AppState;
 use crate::http::error::{ApiError, json_response};
 use crate::http::limits::INLINE_TEXT_BYTES;
+use crate::text::detokenize::DecodeOptions;
 
 /// Text or a conversation to ids.
 pub async fn tokenize(State(state): State<AppState>, request: Request<Body>) -> Response<Body> {
@@ -75,13 +76,14 @@ async fn to_text(state: AppState, request: Request<Body>) -> Result<Response<Bod
     check_model(model.as_deref(), &state)?;
     let ids = in_vocabulary("tokens", &tokens.unwrap_or_default(), state.engine.info())?;
     let codec = state.codec.clone();
-    let decode = move || codec.decode(&ids, false).map_err(ApiError::internal);
+    let options = DecodeOptions { skip_special_tokens: false, ..DecodeOptions::default() };
+    let decode = move || codec.decode(&ids, options);
     let text = if body.len() <= INLINE_TEXT_BYTES {
-        decode()?
+        decode()
     } else {
         tokio::task::spawn_blocking(decode)
             .await
-            .unwrap_or_else(|_| Err(ApiError::internal("The tokenizer failed.")))?
+            .map_err(|_| ApiError::internal("The tokenizer failed."))?
     };
     Ok(json_response(StatusCode::OK, json!({ "prompt": text }).to_string()))
 }

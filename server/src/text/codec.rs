@@ -18,18 +18,14 @@ impl TokenizerCodec {
     }
 }
 
-fn options(skip_special_tokens: bool) -> DecodeOptions {
-    DecodeOptions { skip_special_tokens, ..DecodeOptions::default() }
-}
-
 impl Codec for TokenizerCodec {
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, String> {
         let special = if add_special_tokens { AddSpecial::Yes } else { AddSpecial::No };
         self.tokenizer.encode(text, special).map_err(|e| e.to_string())
     }
 
-    fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, String> {
-        Ok(self.tokenizer.decode(ids, options(skip_special_tokens)))
+    fn decode(&self, ids: &[u32], options: DecodeOptions) -> String {
+        self.tokenizer.decode(ids, options)
     }
 
     fn token(&self, id: u32) -> Option<String> {
@@ -40,8 +36,8 @@ impl Codec for TokenizerCodec {
         self.tokenizer.token_bytes(id).into_owned()
     }
 
-    fn detokenizer(&self, prompt: &[u32], skip_special_tokens: bool) -> Box<dyn Detokenize> {
-        Box::new(Detokenizer::after_prompt(self.tokenizer.clone(), prompt, options(skip_special_tokens)))
+    fn detokenizer(&self, prompt: &[u32], options: DecodeOptions) -> Box<dyn Detokenize> {
+        Box::new(Detokenizer::after_prompt(self.tokenizer.clone(), prompt, options))
     }
 }
 

@@ -2,6 +2,7 @@
 //! mock engine is known, and characters of several bytes are split over tokens.
 
 use crate::openai::codec::{Codec, Detokenize};
+use crate::text::detokenize::DecodeOptions;
 
 /// Begins a prompt when special tokens are asked for.
 pub const BOS: u32 = 256;
@@ -20,16 +21,16 @@ impl Codec for ByteCodec {
         Ok(start.into_iter().chain(text.bytes().map(u32::from)).collect())
     }
 
-    fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, String> {
+    fn decode(&self, ids: &[u32], options: DecodeOptions) -> String {
         let mut bytes = Vec::with_capacity(ids.len());
         for id in ids {
             match u8::try_from(*id) {
                 Ok(byte) => bytes.push(byte),
-                Err(_) if skip_special_tokens => {}
+                Err(_) if options.skip_special_tokens => {}
                 Err(_) => bytes.extend(self.token_bytes(*id)),
             }
         }
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     fn token(&self, id: u32) -> Option<String> {
@@ -44,8 +45,8 @@ impl Codec for ByteCodec {
         }
     }
 
-    fn detokenizer(&self, _prompt: &[u32], skip_special_tokens: bool) -> Box<dyn Detokenize> {
-        Box::new(Pieces { skip_special_tokens, held: Vec::new() })
+    fn detokenizer(&self, _prompt: &[u32], options: DecodeOptions) -> Box<dyn Detokenize> {
+        Box::new(Pieces { skip_special_tokens: options.skip_special_tokens, held: Vec::new() })
     }
 }
 
