@@ -24,8 +24,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let metrics = Arc::new(Metrics::new(config.info.max_model_len));
     let (fanout, sink) = Fanout::new(metrics.clone());
     let engine = Arc::new(MockEngine::start(config, Box::new(sink))?);
-    let frontend =
-        FrontendArgs { host: Some("127.0.0.1".into()), port, disable_access_log: true, ..FrontendArgs::default() };
+    let frontend = FrontendArgs {
+        host: Some("127.0.0.1".into()),
+        port,
+        disable_access_log: true,
+        ..FrontendArgs::default()
+    };
     let listener = server::http::bind(&frontend).await?;
     println!("listening on {}", listener.url());
     let state = AppState::new(AppParts {

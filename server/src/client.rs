@@ -1,7 +1,6 @@
 //! [`EngineClient`]: all that the HTTP side knows of an engine. One implementation wraps the engine thread's
 //! handle; [`mock`] is an engine without a model, for tests and for measuring the server alone.
 
-pub mod engine;
 pub mod mock;
 
 use std::time::Duration;

@@ -5,7 +5,9 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::cli::{self, BenchArgs, CliError, Command, Invocation, LogFormat, LoggingArgs, ServeArgs};
+use crate::cli::{
+    self, BenchArgs, BenchServeArgs, CliError, Command, Invocation, LogFormat, LoggingArgs, ServeArgs,
+};
 
 /// Exit status of a command line that is wrong, as shells and clap have it.
 const USAGE: u8 = 2;
@@ -43,7 +45,7 @@ fn dispatch(invocation: Invocation, started: Instant) -> ExitCode {
         Command::Serve(args) => serve(&args, started),
         Command::Chat(_) => not_wired("pallium chat"),
         Command::Complete(_) => not_wired("pallium complete"),
-        Command::Bench(args) => not_wired(bench_name(&args)),
+        Command::Bench(args) => bench(&args),
         Command::Doctor(_) => not_wired("pallium doctor"),
         Command::Pull(_) => not_wired("pallium pull"),
     }
@@ -60,6 +62,25 @@ fn serve(args: &ServeArgs, started: Instant) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             report_error(&CliError::new("", error.to_string()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(args: &BenchArgs) -> ExitCode {
+    match args {
+        BenchArgs::Serve(args) => bench_serve(args),
+        _ => not_wired(bench_name(args)),
+    }
+}
+
+/// Fails when no request was answered, so that scripts notice.
+fn bench_serve(args: &BenchServeArgs) -> ExitCode {
+    match crate::bench::serve::run(args) {
+        Ok(report) if report.completed() > 0 => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(reason) => {
+            report_error(&CliError::new("pallium bench serve", reason));
             ExitCode::FAILURE
         }
     }

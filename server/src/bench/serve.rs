@@ -51,7 +51,8 @@ async fn bench(args: &BenchServeArgs) -> Result<Report, String> {
     let model = model_name(args, &endpoint).await?;
     let samples = dataset::load(args, &endpoint, &model).await?;
     let writer = RequestWriter::new(args, &endpoint, &model);
-    let client = Rc::new(Client { endpoint, pool: Pool::default(), open: Cell::new(0), most_open: Cell::new(0) });
+    let client =
+        Rc::new(Client { endpoint, pool: Pool::default(), open: Cell::new(0), most_open: Cell::new(0) });
     for sample in samples.iter().cycle().take(args.num_warmups as usize) {
         let outcome = client.send(&writer.request(sample)).await;
         if let Some(error) = outcome.reply.error {
@@ -71,7 +72,8 @@ async fn drive(
     samples: &[Sample],
 ) -> (Vec<Outcome>, Duration) {
     let times = arrivals::times(args, samples.len());
-    let slots = Arc::new(Semaphore::new(args.max_concurrency.map_or(Semaphore::MAX_PERMITS, |c| c.max(1) as usize)));
+    let slots =
+        Arc::new(Semaphore::new(args.max_concurrency.map_or(Semaphore::MAX_PERMITS, |c| c.max(1) as usize)));
     let progress = progress_bar(args, samples.len());
     let requests: Vec<Vec<u8>> = samples.iter().map(|s| writer.request(s)).collect();
     let start = Instant::now();

@@ -108,7 +108,15 @@ impl Generation {
         let answers =
             prompts.iter().flat_map(|p| (0..sampling.best_of).map(move |_| answer(p))).collect::<Vec<_>>();
         let (update, piece) = (Update::default(), Piece::default());
-        Generation { stream, update, answers, stops: sampling.stop.clone(), include_stop, piece, fresh: String::new() }
+        Generation {
+            stream,
+            update,
+            answers,
+            stops: sampling.stop.clone(),
+            include_stop,
+            piece,
+            fresh: String::new(),
+        }
     }
 
     /// The next piece of any answer; `None` when all have ended.

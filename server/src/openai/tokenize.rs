@@ -81,9 +81,7 @@ async fn to_text(state: AppState, request: Request<Body>) -> Result<Response<Bod
     let text = if body.len() <= INLINE_TEXT_BYTES {
         decode()
     } else {
-        tokio::task::spawn_blocking(decode)
-            .await
-            .map_err(|_| ApiError::internal("The tokenizer failed."))?
+        tokio::task::spawn_blocking(decode).await.map_err(|_| ApiError::internal("The tokenizer failed."))?
     };
     Ok(json_response(StatusCode::OK, json!({ "prompt": text }).to_string()))
 }

@@ -62,7 +62,8 @@ impl RequestWriter {
 
 fn head(args: &BenchServeArgs, endpoint: &Endpoint) -> String {
     let path = &args.endpoint;
-    let mut head = format!("POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n", endpoint.host());
+    let mut head =
+        format!("POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n", endpoint.host());
     head.push_str(&headers(args));
     head
 }

@@ -49,7 +49,8 @@ impl Endpoint {
     pub fn parse(url: &str) -> Result<Endpoint, String> {
         let wrong = || format!("{url} is not an address such as http://127.0.0.1:8000");
         let rest = url.strip_prefix("http://").ok_or_else(wrong)?;
-        let (authority, prefix) = rest.split_once('/').map_or((rest, String::new()), |(a, p)| (a, format!("/{p}")));
+        let (authority, prefix) =
+            rest.split_once('/').map_or((rest, String::new()), |(a, p)| (a, format!("/{p}")));
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.contains(']') => (host, port.parse().map_err(|_| wrong())?),
             _ => (authority, 80),
@@ -82,7 +83,13 @@ impl Endpoint {
         self.call("POST", path, args, &body.to_string()).await
     }
 
-    async fn call(&self, method: &str, path: &str, args: &BenchServeArgs, body: &str) -> Result<Value, String> {
+    async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        args: &BenchServeArgs,
+        body: &str,
+    ) -> Result<Value, String> {
         let mut connection = Connection::open(self).await?;
         let request = format!(
             "{method} {}{path} HTTP/1.1\r\nhost: {}\r\n{}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -248,7 +255,9 @@ impl Connection {
                 let unread = &self.buffer[self.from..];
                 if let Some(end) = find(unread, b"\r\n") {
                     let digits = unread[..end].split(|b| *b == b';').next().unwrap_or_default();
-                    let size = std::str::from_utf8(digits).ok().and_then(|d| usize::from_str_radix(d.trim(), 16).ok());
+                    let size = std::str::from_utf8(digits)
+                        .ok()
+                        .and_then(|d| usize::from_str_radix(d.trim(), 16).ok());
                     self.from += end + 2;
                     break size.ok_or("bad chunk size")?;
                 }

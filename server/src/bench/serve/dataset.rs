@@ -43,15 +43,20 @@ pub async fn load(args: &BenchServeArgs, endpoint: &Endpoint, model: &str) -> Re
         DatasetName::Random => random(args, &counter).await,
         DatasetName::Sharegpt => {
             let text = read(args)?;
-            let list: Vec<Value> = serde_json::from_str(&text).map_err(|e| format!("the ShareGPT file: {e}"))?;
-            let turn = |c: &Value, i: usize| c.pointer(&format!("/conversations/{i}/value"))?.as_str().map(str::to_string);
+            let list: Vec<Value> =
+                serde_json::from_str(&text).map_err(|e| format!("the ShareGPT file: {e}"))?;
+            let turn = |c: &Value, i: usize| {
+                c.pointer(&format!("/conversations/{i}/value"))?.as_str().map(str::to_string)
+            };
             let pairs = list.iter().filter_map(|c| Some((turn(c, 0)?, turn(c, 1))));
             from_texts(args, &counter, pairs.collect()).await
         }
         DatasetName::Custom => {
             let text = read(args)?;
-            let parse = |line: &str| serde_json::from_str::<Value>(line).map_err(|e| format!("the prompt file: {e}"));
-            let lines: Vec<Value> = text.lines().filter(|l| !l.trim().is_empty()).map(parse).collect::<Result<_, _>>()?;
+            let parse =
+                |line: &str| serde_json::from_str::<Value>(line).map_err(|e| format!("the prompt file: {e}"));
+            let lines: Vec<Value> =
+                text.lines().filter(|l| !l.trim().is_empty()).map(parse).collect::<Result<_, _>>()?;
             let pairs = lines.iter().filter_map(|v| Some((v.get("prompt")?.as_str()?.to_string(), None)));
             from_texts(args, &counter, pairs.collect()).await
         }
@@ -64,7 +69,8 @@ async fn random(args: &BenchServeArgs, counter: &Counter<'_>) -> Result<Vec<Samp
     let ids = counter.ids(WORDS).await?;
     let pick = |rng: &mut Rng| ids[rng.between(0, ids.len() as u32 - 1) as usize];
     let prefix: Vec<u32> = (0..w.random_prefix_len).map(|_| pick(&mut rng)).collect();
-    let (input, output) = (w.input_len.unwrap_or(RANDOM_INPUT_LEN), w.output_len.unwrap_or(RANDOM_OUTPUT_LEN));
+    let (input, output) =
+        (w.input_len.unwrap_or(RANDOM_INPUT_LEN), w.output_len.unwrap_or(RANDOM_OUTPUT_LEN));
     let mut samples = Vec::with_capacity(w.num_prompts as usize);
     for _ in 0..w.num_prompts {
         let length = around(&mut rng, input, w.random_range_ratio);
@@ -135,7 +141,8 @@ impl Counter<'_> {
         let body = json!({ "model": self.model, "prompt": text, "add_special_tokens": false });
         let answer = self.endpoint.post("/tokenize", self.args, &body).await?;
         let tokens = answer["tokens"].as_array().ok_or("/tokenize gives no tokens")?;
-        let ids: Vec<u32> = tokens.iter().filter_map(|t| t.as_u64().and_then(|t| u32::try_from(t).ok())).collect();
+        let ids: Vec<u32> =
+            tokens.iter().filter_map(|t| t.as_u64().and_then(|t| u32::try_from(t).ok())).collect();
         if ids.is_empty() { Err("/tokenize gives no tokens".into()) } else { Ok(ids) }
     }
 
