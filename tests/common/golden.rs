@@ -39,15 +39,23 @@ impl Golden<'_> {
     /// Runs every case in every way; panics at the first difference.
     pub fn check_every_way(&self, backend: &dyn Fn() -> Arc<dyn Backend>) {
         for capture in [CaptureLevel::Any, CaptureLevel::Never] {
-            let max_model_len = Some(MaxModelLen::Tokens(self.config.max_position_embeddings));
-            let base =
-                EngineOptions { capture, max_model_len, dtype: Some(DType::F32), ..EngineOptions::default() };
+            let base = self.options(capture);
             self.alone(backend(), &base);
             self.among_others(backend(), &base);
             self.chunked(backend(), &base);
             self.warm_prefix(backend(), &base);
             self.preempted(backend(), &base);
         }
+    }
+
+    /// One request at a time, eagerly: for a device too slow for more.
+    pub fn check_alone(&self, backend: &dyn Fn() -> Arc<dyn Backend>) {
+        self.alone(backend(), &self.options(CaptureLevel::Never));
+    }
+
+    fn options(&self, capture: CaptureLevel) -> EngineOptions {
+        let max_model_len = Some(MaxModelLen::Tokens(self.config.max_position_embeddings));
+        EngineOptions { capture, max_model_len, dtype: Some(DType::F32), ..EngineOptions::default() }
     }
 
     fn alone(&self, backend: Arc<dyn Backend>, base: &EngineOptions) {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use backend_cpu::reference::ReferenceBackend;
+use backend_cpu::{CpuBackend, CpuConfig};
 use engine_core::DType;
 use engine_core::backend::Backend;
 use engine_core::config::ModelConfig;
@@ -26,16 +27,28 @@ struct Family {
 }
 
 fn cpu() -> Arc<dyn Backend> {
+    Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap())
+}
+
+fn reference() -> Arc<dyn Backend> {
     Arc::new(ReferenceBackend::new())
 }
 
-#[test]
-fn every_family_answers_as_transformers_does() {
+fn for_each_family(check: impl Fn(&Golden<'_>)) {
     let fixture: Fixture = serde_json::from_str(include_str!("../fixtures/families.json")).unwrap();
     for f in &fixture.families {
         let config = ModelConfig::from_json(f.config.clone()).unwrap();
         let source = DummySource { seed: f.seed, std: config.initializer_range, dtype: DType::F32 };
-        let golden = Golden { name: &f.name, config: &config, source: &source, cases: &f.cases };
-        golden.check_every_way(&cpu);
+        check(&Golden { name: &f.name, config: &config, source: &source, cases: &f.cases });
     }
+}
+
+#[test]
+fn every_family_answers_as_transformers_does() {
+    for_each_family(|golden| golden.check_every_way(&cpu));
+}
+
+#[test]
+fn the_scalar_reference_answers_as_transformers_does() {
+    for_each_family(|golden| golden.check_alone(&reference));
 }

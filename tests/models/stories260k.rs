@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use backend_cpu::reference::ReferenceBackend;
+use backend_cpu::{CpuBackend, CpuConfig};
 use engine_core::backend::Backend;
 use engine_core::config::ModelConfig;
 use engine_core::loader::{Checkpoint, LoadFormat};
@@ -31,7 +31,7 @@ impl From<StoryCase> for Case {
 }
 
 fn cpu() -> Arc<dyn Backend> {
-    Arc::new(ReferenceBackend::new())
+    Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap())
 }
 
 #[test]
