@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use engine_core::backend::Backend;
+use engine_core::backend::null::NullBackend;
 use engine_core::{Error, Result};
 
 use crate::cli::{DeviceChoice, DeviceKind};
@@ -33,6 +34,10 @@ pub fn open(choice: DeviceChoice, options: DeviceOptions) -> Result<Arc<dyn Back
     let index = choice.index.unwrap_or(0);
     match choice.kind {
         DeviceKind::Auto => open_auto(options),
+        DeviceKind::Null => {
+            tracing::warn!("--device null computes nothing: for load tests; answers are noise");
+            Ok(Arc::new(NullBackend::default()))
+        }
         kind => open_kind(kind, index, options),
     }
 }

@@ -155,7 +155,9 @@ fn resolve(
 ) -> Result<Resolved, StartError> {
     let request = hub::Request { model, revision: args.revision.as_deref(), format: file_format(format) };
     let bar = DownloadBar::new(model, log);
-    Ok(hub::resolve(&request, &hub_config(args), &|event| bar.on(event))?)
+    let resolved = hub::resolve(&request, &hub_config(args), &|event| bar.on(event));
+    bar.finish();
+    Ok(resolved?)
 }
 
 /// A progress bar that follows a download.
@@ -169,6 +171,13 @@ impl DownloadBar {
     /// Shown from the first event on, on a terminal.
     pub fn new(model: &str, log: LogFormat) -> Self {
         DownloadBar { label: format!("Downloading {model}"), log, bar: std::sync::OnceLock::new() }
+    }
+
+    /// Takes the bar off the terminal.
+    pub fn finish(&self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish();
+        }
     }
 
     /// Takes one event of the hub.

@@ -8,6 +8,8 @@ use std::time::Instant;
 use crate::cli::{
     self, BenchArgs, BenchServeArgs, CliError, Command, Invocation, LogFormat, LoggingArgs, ServeArgs,
 };
+use crate::commands;
+use crate::model::StartError;
 
 /// Exit status of a command line that is wrong, as shells and clap have it.
 const USAGE: u8 = 2;
@@ -43,11 +45,11 @@ fn dispatch(invocation: Invocation, started: Instant) -> ExitCode {
         Command::Version => print_text(&format!("pallium {}\n", env!("CARGO_PKG_VERSION"))),
         Command::Completions(args) => print_text(&cli::completions::script(args.shell)),
         Command::Serve(args) => serve(&args, started),
-        Command::Chat(_) => not_wired("pallium chat"),
-        Command::Complete(_) => not_wired("pallium complete"),
+        Command::Chat(args) => ended(commands::chat::run(&args)),
+        Command::Complete(args) => ended(commands::complete::run(&args)),
         Command::Bench(args) => bench(&args),
         Command::Doctor(_) => not_wired("pallium doctor"),
-        Command::Pull(_) => not_wired("pallium pull"),
+        Command::Pull(args) => ended(commands::pull::run(&args).map(|()| ExitCode::SUCCESS)),
     }
 }
 
@@ -57,21 +59,25 @@ fn variable_names() -> impl Iterator<Item = String> {
 }
 
 fn serve(args: &ServeArgs, started: Instant) -> ExitCode {
-    match crate::serve::serve(args, started) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            report_error(&CliError::new("", error.to_string()));
-            ExitCode::FAILURE
-        }
-    }
+    let drained = crate::serve::serve(args, started);
+    ended(drained.map(|drained| if drained { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
 }
 
 fn bench(args: &BenchArgs) -> ExitCode {
-    match args {
-        BenchArgs::Serve(args) => bench_serve(args),
-        _ => not_wired(bench_name(args)),
-    }
+    let done = match args {
+        BenchArgs::Serve(args) => return bench_serve(args),
+        BenchArgs::MakeCheckpoint(args) => crate::bench::checkpoint::run(args),
+        other => return not_wired(bench_name(other)),
+    };
+    ended(done.map(|()| ExitCode::SUCCESS))
+}
+
+/// The exit status of a command; why it failed goes to standard error.
+fn ended(result: Result<ExitCode, StartError>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        report_error(&CliError::new("", error.to_string()));
+        ExitCode::FAILURE
+    })
 }
 
 /// Fails when no request was answered, so that scripts notice.

@@ -1,3 +1,4 @@
 //! `pallium bench`.
 
+pub mod checkpoint;
 pub mod serve;

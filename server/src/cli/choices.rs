@@ -91,7 +91,15 @@ choice! {
 }
 choice! {
     /// Kind of device (`--device`, before a colon and an index).
-    DeviceKind { Auto = "auto", Cpu = "cpu", Cuda = "cuda", Rocm = "rocm", Wgpu = "wgpu" }
+    DeviceKind {
+        Auto = "auto",
+        Cpu = "cpu",
+        Cuda = "cuda",
+        Rocm = "rocm",
+        Wgpu = "wgpu",
+        /// Computes nothing: for load tests of everything around the device.
+        Null = "null",
+    }
 }
 choice! {
     /// Shell to write completions for.

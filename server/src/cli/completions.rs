@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, ValueHint};
 
-use super::choices::{Choice, Shell};
+use super::choices::{Choice, DeviceKind, Shell};
 use super::commands::{COMMANDS, CommandSpec, Positional};
 use super::flag::{Flag, Kind};
 
@@ -72,7 +72,7 @@ fn flag_arg(spec: &CommandSpec, flag: &'static Flag) -> Arg {
     match flag.kind {
         Kind::Bool => arg.action(ArgAction::SetTrue),
         Kind::Choice(words) => arg.value_parser(words.to_vec()),
-        Kind::Device => arg.value_parser(["auto", "cpu", "cuda", "rocm", "wgpu"]),
+        Kind::Device => arg.value_parser(DeviceKind::NAMES.to_vec()),
         Kind::Path => arg.value_hint(ValueHint::AnyPath),
         Kind::List => arg.num_args(1..),
         _ => arg.value_name(flag.kind.placeholder()),

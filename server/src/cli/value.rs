@@ -4,7 +4,7 @@
 use serde_json::Value as Json;
 
 use super::args::JsonMap;
-use super::choices::{DeviceChoice, DeviceKind};
+use super::choices::{Choice as _, DeviceChoice, DeviceKind};
 use super::flag::Kind;
 
 /// A parsed value.
@@ -56,9 +56,7 @@ pub fn parse_value(kind: &Kind, text: &str) -> Result<Value, String> {
         Kind::List => parse_list_item(text).map(Value::List),
         Kind::Choice(words) => parse_choice(words, text).map(Value::Text),
         Kind::Device => DeviceChoice::from_text(text).map(Value::Device).ok_or_else(|| {
-            let kinds =
-                [DeviceKind::Auto, DeviceKind::Cpu, DeviceKind::Cuda, DeviceKind::Rocm, DeviceKind::Wgpu];
-            let names = kinds.map(DeviceKind::name).join(", ");
+            let names = DeviceKind::NAMES.join(", ");
             format!("'{text}' is not a device; give one of {names}, with an index as in cuda:1 if wanted")
         }),
     }
@@ -125,7 +123,7 @@ pub fn expectation(kind: &Kind) -> String {
         Kind::Json => "a JSON object such as '{\"key\": 1}'".to_owned(),
         Kind::List => "one or more words, or a JSON list of them".to_owned(),
         Kind::Choice(words) => format!("one of {}", words.join(", ")),
-        Kind::Device => "auto, cpu, cuda, rocm or wgpu, with an index as in cuda:1".to_owned(),
+        Kind::Device => "auto, cpu, cuda, rocm, wgpu or null, with an index as in cuda:1".to_owned(),
     }
 }
 

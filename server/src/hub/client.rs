@@ -272,7 +272,7 @@ fn protocol(url: &str, reason: String) -> HubError {
 }
 
 /// The authorities of the configured file, else those built in.
-fn root_certs(config: &HubConfig) -> Result<RootCerts> {
+pub(crate) fn root_certs(config: &HubConfig) -> Result<RootCerts> {
     let Some(path) = &config.ca_file else { return Ok(RootCerts::WebPki) };
     let text = std::fs::read(path).map_err(|e| HubError::io(path, e, 0))?;
     let certificates: Vec<_> = parse_pem(&text)

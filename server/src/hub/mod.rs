@@ -26,6 +26,8 @@ pub use config::HubConfig;
 pub use error::HubError;
 
 use cache::RepoCache;
+pub(crate) use client::root_certs;
+
 use client::Client;
 use download::Downloads;
 use select::Selection;

@@ -162,7 +162,11 @@ pub const DEVICE: Group = Group {
     name: "Device",
     about: "Which device runs the model, and how",
     flags: &[
-        Flag::new("device", Kind::Device, "What runs the model; cuda:1 picks the second one")
+        Flag::new(
+            "device",
+            Kind::Device,
+            "What runs the model; cuda:1 picks the second one; null computes nothing (for load tests: answers are noise)",
+        )
             .default("auto")
             .rename_values(&[("gpu", "auto"), ("hip", "rocm"), ("vulkan", "wgpu"), ("metal", "wgpu")])
             .refuse_values(&[(

@@ -65,7 +65,7 @@ fn messages() {
         ),
         (
             "serve --device cpu:1",
-            "error: --device: 'cpu:1' is not a device; give one of auto, cpu, cuda, rocm, wgpu, with an index as in cuda:1 if wanted",
+            "error: --device: 'cpu:1' is not a device; give one of auto, cpu, cuda, rocm, wgpu, null, with an index as in cuda:1 if wanted",
         ),
         (
             "serve --max-num-seqs 64 --max-num-batched-tokens 32",

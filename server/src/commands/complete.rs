@@ -1,0 +1,77 @@
+//! `pallium complete`: each line is a text that the model continues.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use serde_json::{Map, Value};
+
+use super::answer::{Answerer, Endpoint};
+use super::show::{ShowEnd, Stats, show};
+use super::terminal::{Input, Terminal};
+use super::{INTERRUPTED, put_sampling, tell};
+use crate::cli::CompleteArgs;
+use crate::model::StartError;
+
+/// Completes until the input ends.
+///
+/// # Errors
+/// The model cannot be loaded, or the server cannot be reached.
+pub fn run(args: &CompleteArgs) -> Result<ExitCode, StartError> {
+    let answerer = Answerer::open(&args.target, args.logging.format)?;
+    answerer.runtime().block_on(complete(args, &answerer))
+}
+
+async fn complete(args: &CompleteArgs, answerer: &Answerer) -> Result<ExitCode, StartError> {
+    let mut terminal = Terminal::new()?;
+    if let Some(prompt) = &args.quick {
+        return Ok(match one(args, answerer, &mut terminal, prompt).await {
+            ShowEnd::Done => ExitCode::SUCCESS,
+            ShowEnd::Interrupted => ExitCode::from(INTERRUPTED),
+            ShowEnd::Failed(_) => ExitCode::FAILURE,
+        });
+    }
+    if terminal.is_interactive() {
+        let (model, place) = (answerer.model(), answerer.place());
+        tell(&format!(
+            "{model} on {place}; type the start of a text; Ctrl-D ends, Ctrl-C stops a completion"
+        ));
+    }
+    let mut failed = false;
+    loop {
+        let line = match terminal.next("> ").await? {
+            Input::End => break,
+            Input::Interrupt => return Ok(ExitCode::from(INTERRUPTED)),
+            Input::Line(line) => line,
+        };
+        if line.trim() == "/exit" {
+            break;
+        }
+        if line.is_empty() {
+            continue;
+        }
+        let end = one(args, answerer, &mut terminal, &line).await;
+        failed |= matches!(end, ShowEnd::Failed(_));
+        if end == ShowEnd::Interrupted && !terminal.is_interactive() {
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+    }
+    if terminal.is_interactive() {
+        let _ = writeln!(std::io::stderr());
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn one(args: &CompleteArgs, answerer: &Answerer, terminal: &mut Terminal, prompt: &str) -> ShowEnd {
+    let mut body = Map::new();
+    body.insert("prompt".to_owned(), prompt.into());
+    // Null, not absent: absent would be 16.
+    body.insert("max_tokens".to_owned(), args.max_tokens.map_or(Value::Null, Value::from));
+    put_sampling(&args.sampling, &mut body);
+    let stats = if args.stats { Stats::Print } else { Stats::No };
+    let (_, end) = show(answerer, terminal, Endpoint::Completions, body, stats).await;
+    if let ShowEnd::Failed(reason) = &end {
+        tell(&format!("error: {reason}"));
+    }
+    end
+}
