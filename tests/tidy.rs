@@ -29,6 +29,7 @@ fn rules_hold() {
     found.extend(rules::wire_types(&sources));
     found.extend(rules::foreign_names(&sources));
     found.extend(rules::dead_links(&sources, &|path| source::root().join(path).exists()));
+    found.extend(rules::dead_names(&sources, &|path| source::root().join(path).exists()));
     assert!(found.is_empty(), "{} breaches:\n{}", found.len(), found.join("\n"));
 }
 

@@ -1,5 +1,5 @@
 //! The scheduler under a seeded simulation: random engines and loads, a device of digests, every invariant checked
-//! at each step (DESIGN.md section 8, line 10).
+//! at each step (docs/reliability.md, line 10).
 //!
 //! A failure prints its seed. To replay it alone, put the seed into [`REPLAY`].
 
@@ -19,7 +19,7 @@ use world::{Coverage, Violation, World};
 /// Runs only this seed when set.
 const REPLAY: Option<u64> = None;
 
-/// Engines simulated; together they take at least [`LEAST_STEPS`].
+/// Engines simulated; together they take at least [`LEAST_STEPS`]. `SIMULATION_SEEDS` asks for more.
 const SEEDS: u64 = 9_000;
 const LEAST_STEPS: u64 = 1_000_000;
 
@@ -38,16 +38,22 @@ fn every_invariant_holds_at_each_of_a_million_steps() {
         println!("{:?}", simulate(seed, None).unwrap_or_else(|v| panic!("seed {seed}: {v}")));
         return;
     }
+    let seeds = seeds();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(8);
     let total = std::thread::scope(|scope| {
         let share =
-            |t| scope.spawn(move || (t..SEEDS).step_by(threads as usize).map(run_seed).fold(zero(), add));
+            |t| scope.spawn(move || (t..seeds).step_by(threads as usize).map(run_seed).fold(zero(), add));
         let shares: Vec<_> = (0..threads).map(share).collect();
         shares.into_iter().map(|s| s.join().expect("a seed failed, see above")).fold(zero(), add)
     });
     println!("{total:?}");
     assert!(total.steps >= LEAST_STEPS, "only {} steps: raise SEEDS", total.steps);
     assert_everything_happened(&total);
+}
+
+fn seeds() -> u64 {
+    let asked = std::env::var("SIMULATION_SEEDS");
+    asked.map_or(SEEDS, |n| n.parse::<u64>().expect("SIMULATION_SEEDS is a number").max(SEEDS))
 }
 
 fn run_seed(seed: u64) -> Coverage {

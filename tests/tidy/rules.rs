@@ -189,6 +189,30 @@ pub fn dead_links(sources: &[Source], exists: &dyn Fn(&Path) -> bool) -> Vec<Str
     found
 }
 
+/// What Markdown pages name in backticks is there: files and folders of the repository by their whole path, and
+/// functions as `path/file.rs::function`. `exists` takes a path from the repository root.
+pub fn dead_names(sources: &[Source], exists: &dyn Fn(&Path) -> bool) -> Vec<String> {
+    let folders =
+        ["engine-core/", "backend-", "server/", "kernels/", "tests/", "docs/", "demo-model/", ".ci/"];
+    let mut found = Vec::new();
+    for s in sources.iter().filter(|s| s.path.ends_with(".md")) {
+        for name in s.text.split('`').skip(1).step_by(2) {
+            let (path, function) = name.split_once("::").unwrap_or((name, ""));
+            let of_ours = folders.iter().any(|f| path.starts_with(f)) && path.contains('/');
+            if !of_ours || path.contains([' ', '\n', '*', '<', '{']) {
+                continue;
+            }
+            let has = |other: &&Source| {
+                other.path == path && other.words(function).any(|at| other.code[..at].ends_with("fn "))
+            };
+            if !exists(Path::new(path)) || (!function.is_empty() && !sources.iter().any(|o| has(&o))) {
+                found.push(format!("{}: names {name}, which is not there", s.path));
+            }
+        }
+    }
+    found
+}
+
 /// A path name counts only where a path starts (`a/work/b` is none), a host name anywhere.
 fn names(line: &str, name: &str) -> bool {
     let starts = |at: usize| {
@@ -351,6 +375,15 @@ mod planted {
         let page = |text: &str| dead_links(&[Source::new("docs/a.md", text)], &there).len();
         assert_eq!(page("[b](b.md) [c](https://c) [d](#d) [e](b.md#x)"), 0);
         assert_eq!(page("[b](b.md) [c](c.md) [d](../docs/d.md)"), 2);
+    }
+
+    #[test]
+    fn dead_name() {
+        let there = |path: &Path| path == Path::new("tests/a.rs");
+        let code = || Source::new("tests/a.rs", "//! .\nfn one() {}\n// fn two() {}\n");
+        let page = |text: &str| dead_names(&[code(), Source::new("docs/a.md", text)], &there).len();
+        assert_eq!(page("`tests/a.rs`, `tests/a.rs::one`, `vllm/b.rs`, `tests/*.rs`"), 0);
+        assert_eq!(page("`tests/b.rs`, `tests/a.rs::two`, `tests/a.rs::three`, `server/x/`"), 4);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{NULL_PAGE, Page};
 pub enum PrefixCaching {
     Off,
     /// Only pages whose tokens are all prompt tokens of the request that wrote them. For batch-invariant serving on
-    /// backends whose prompt and decode kernels differ in the last bit (DESIGN.md section 4, rule 5).
+    /// backends whose prompt and decode kernels differ in the last bit (`backend`, rule 5).
     PromptPages,
     /// Pages of prompts and of generated tokens.
     AllPages,

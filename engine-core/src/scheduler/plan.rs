@@ -14,7 +14,7 @@ pub enum TokenSource {
     Device,
 }
 
-/// How a row's next token reaches the device (DESIGN.md section 4, rule 7).
+/// How a row's next token reaches the device (`backend`, rule 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feed {
     /// Device to device: the row may be planned again before its last token is known.
