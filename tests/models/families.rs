@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use backend_cpu::reference::ReferenceBackend;
-use backend_cpu::{CpuBackend, CpuConfig};
+use backend_cpu::{CpuBackend, CpuConfig, SimdChoice, SimdPath};
 use engine_core::DType;
 use engine_core::backend::Backend;
 use engine_core::config::ModelConfig;
@@ -46,6 +46,18 @@ fn for_each_family(check: impl Fn(&Golden<'_>)) {
 #[test]
 fn every_family_answers_as_transformers_does() {
     for_each_family(|golden| golden.check_every_way(&cpu));
+}
+
+#[test]
+fn every_simd_path_of_this_host_answers_as_transformers_does() {
+    for path in SimdPath::available() {
+        let simd = SimdChoice::Forced(path);
+        let device = || -> Arc<dyn Backend> {
+            Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), simd }).unwrap())
+        };
+        for_each_family(|golden| golden.check_alone(&device));
+        println!("{path:?}: every family");
+    }
 }
 
 #[test]
