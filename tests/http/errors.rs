@@ -135,3 +135,18 @@ async fn broken_http_is_answered() {
     let answer = raw(&address, "nonsense\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
 }
+
+#[tokio::test]
+async fn a_panic_ends_its_own_request_only() {
+    let server = TestServer::new().start();
+    // In the handler, on a blocking thread, while gathering, and while streaming.
+    for prompt in ["PANIC".to_string(), "PANIC".repeat(2000), "a\u{7}".to_string()] {
+        let answer = server.complete(json!({"prompt": prompt})).await;
+        check_error(&answer, 500, "InternalServerError", None);
+    }
+    let events = server.complete(json!({"prompt": "a\u{7}", "stream": true})).await.events();
+    assert_eq!(events.last().unwrap()["error"]["code"], 500);
+    assert_eq!(server.complete(json!({"prompt": "a"})).await.json()["choices"][0]["text"], "a");
+    until("freeing", || server.engine.open_requests() == 0).await;
+    assert_eq!((server.state.metrics.in_work(), server.state.fanout.open_rows()), (0, 0));
+}

@@ -16,7 +16,9 @@ use server::fanout::Fanout;
 use server::http::metrics::Metrics;
 use server::http::{AppParts, AppState, Ended, Front, HttpOptions};
 use server::openai::chat::ChatSetup;
+use server::openai::codec::{Codec, Detokenize};
 use server::openai::sampling::SamplingDefaults;
+use server::text::detokenize::DecodeOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -77,7 +79,7 @@ impl TestServer {
             engine: engine.clone() as Arc<dyn EngineClient>,
             fanout,
             metrics,
-            codec: Arc::new(ByteCodec),
+            codec: Arc::new(FragileCodec),
             chat: Some(chat_setup()),
             defaults,
             options,
@@ -128,6 +130,40 @@ impl TestServer {
 
     pub async fn chat(&self, body: Value) -> Answer {
         self.post("/v1/chat/completions", &body).await
+    }
+}
+
+/// [`ByteCodec`] that panics where a bug in text handling would: at the text `PANIC` and at the token for `\u{7}`.
+struct FragileCodec;
+
+struct FragileText(Box<dyn Detokenize>);
+
+impl Codec for FragileCodec {
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, String> {
+        assert!(!text.contains("PANIC"), "a planted panic");
+        ByteCodec.encode(text, add_special_tokens)
+    }
+    fn decode(&self, ids: &[u32], options: DecodeOptions) -> String {
+        ByteCodec.decode(ids, options)
+    }
+    fn token(&self, id: u32) -> Option<String> {
+        ByteCodec.token(id)
+    }
+    fn token_bytes(&self, id: u32) -> Vec<u8> {
+        ByteCodec.token_bytes(id)
+    }
+    fn detokenizer(&self, prompt: &[u32], options: DecodeOptions) -> Box<dyn Detokenize> {
+        Box::new(FragileText(ByteCodec.detokenizer(prompt, options)))
+    }
+}
+
+impl Detokenize for FragileText {
+    fn push(&mut self, id: u32, out: &mut String) {
+        assert_ne!(id, 7, "a planted panic");
+        self.0.push(id, out);
+    }
+    fn finish(&mut self, out: &mut String) {
+        self.0.finish(out);
     }
 }
 

@@ -204,3 +204,11 @@ async fn rows_that_the_engine_drops_end_with_a_failure() {
     late.next(&mut update).await.unwrap();
     assert_eq!(update.finish, Some(FinishReason::Error(EngineFailure::Dropped)));
 }
+
+#[tokio::test]
+async fn sigterm_is_a_signal_of_the_line() {
+    let mut signals = server::http::signals().unwrap();
+    let pid = std::process::id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(tokio::time::timeout(Duration::from_secs(10), signals.recv()).await.unwrap(), Some(()));
+}
