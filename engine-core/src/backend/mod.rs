@@ -51,6 +51,8 @@ pub mod null;
 pub mod op;
 pub mod sample_row;
 pub mod sugar;
+#[cfg(test)]
+mod testing;
 pub mod trace;
 
 use std::sync::Arc;
