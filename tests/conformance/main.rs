@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use engine_core::backend::OpKind;
-use tests::conformance::{devices, invariance, run_all, support};
+use tests::conformance::{devices, fallback, invariance, run_all, support};
 
 macro_rules! ops {
     ($($name:ident: $kind:ident),* $(,)?) => {
@@ -67,6 +67,30 @@ fn a_last_token_alone_equals_it_in_a_whole_prompt() {
 #[test]
 fn the_largest_noise_is_that() {
     tests::conformance::sampling::check_largest();
+}
+
+/// Every op of the CPU taken away in turn: the reference stands in, and the cases still hold.
+#[test]
+fn host_fallback_stands_in_for_any_op() {
+    use backend_cpu::{CpuBackend, CpuConfig, SimdChoice};
+    let config = CpuConfig { threads: Some(1), simd: SimdChoice::Auto };
+    let cpu = std::sync::Arc::new(CpuBackend::new(config).unwrap());
+    // The two that the CPU lacks anyway, one of each way of living on the host, and some plain ones.
+    for op in [
+        OpKind::TopK,
+        OpKind::MergeStates,
+        OpKind::Gemm,
+        OpKind::Norm,
+        OpKind::NextInputs,
+        OpKind::UpdateTables,
+    ] {
+        fallback::without(cpu.clone(), op);
+    }
+    for op in
+        [OpKind::RopeKvWrite, OpKind::PagedAttention, OpKind::CopyPages, OpKind::Sample, OpKind::LogProbs]
+    {
+        fallback::without(cpu.clone(), op);
+    }
 }
 
 /// docs/support.md says what ran here. After a change: `cargo run -p tests --bin support-matrix -- --write`.

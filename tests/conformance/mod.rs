@@ -11,6 +11,7 @@ pub mod check;
 pub mod data;
 pub mod dense;
 pub mod devices;
+pub mod fallback;
 pub mod invariance;
 pub mod movement;
 pub mod rig;

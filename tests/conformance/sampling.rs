@@ -344,7 +344,7 @@ pub fn update_sampler() -> Vec<Case> {
                 bad_words: &words,
             };
             let draws = (0..ROWS).fold(draws, |d, slot| d.slot(SlotRecord { slot, ..all }));
-            let draws = (0..ROWS)
+            let draws = (1..ROWS)
                 .step_by(2)
                 .fold(draws, |d, slot| d.slot(SlotRecord { slot, ..SlotRecord::default() }));
             Draws { steps: 2, ..draws }.run(rig)

@@ -143,6 +143,10 @@ impl Tensor {
         assert_eq!(t.len(), self.len(), "view of {:?} as {shape:?}", self.shape);
         t
     }
+    /// The same view of a copy in other memory: shape, strides and type stay. For wrappers of backends.
+    pub fn moved_to(self, mem: u32, epoch: u32, at_bytes: u64) -> Self {
+        Tensor { mem, epoch, at: at_bytes, ..self }
+    }
     /// The same bytes read as another element type of the same size.
     ///
     /// # Panics
