@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine_core::backend::CaptureLevel;
+use engine_core::backend::{Backend, CaptureLevel};
 use engine_core::engine::build::{MaxModelLen as CoreLen, Running};
 use engine_core::engine::types::{OutputSink, Refused, Request, RequestId};
 use engine_core::engine::{EngineHandle, EngineOptions, EngineState, QueueLimits, StartupReport};
@@ -34,6 +34,23 @@ pub fn start(
     log: LogFormat,
 ) -> Result<ThreadEngine, StartError> {
     let backend = device::open(args.device, DeviceOptions { threads: args.threads })?;
+    start_on(backend, model, args, sink, log)
+}
+
+/// [`start`] on a device that is open already.
+///
+/// # Errors
+/// Those of [`start`], but for the device.
+pub fn start_on(
+    backend: Arc<dyn Backend>,
+    model: &OpenModel,
+    args: &EngineArgs,
+    sink: Box<dyn OutputSink>,
+    log: LogFormat,
+) -> Result<ThreadEngine, StartError> {
+    if !["cuda", "rocm", "wgpu"].iter().any(|gpu| backend.info().id.starts_with(gpu)) {
+        args.notices_on_cpu().iter().for_each(|notice| tracing::warn!("{notice}"));
+    }
     let threads = args.threads.unwrap_or_else(available_threads);
     let options = options(args, model.config.vocab_size, threads);
     let weights = model.weights(args)?;
@@ -93,7 +110,8 @@ impl EngineClient for ThreadEngine {
         let stats = self.stats();
         EngineHealth {
             failure,
-            open_requests: if stalled.is_some() { stats.running + stats.waiting } else { 0 },
+            // Figures are published at the end of a step: one that hangs in its first step has none yet.
+            open_requests: if stalled.is_some() { (stats.running + stats.waiting).max(1) } else { 0 },
             since_progress: stalled.unwrap_or(Duration::ZERO),
         }
     }

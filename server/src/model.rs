@@ -81,14 +81,14 @@ impl OpenModel {
         log: LogFormat,
     ) -> Result<Self, StartError> {
         let (dir, root, name) = locate(args, log)?;
-        let config_dir = args.hf_config_path.as_ref().map_or(dir.clone(), PathBuf::from);
+        let config_dir = match &args.hf_config_path {
+            Some(path) => resolve(args, path, None, LoadFormat::Dummy, log)?.dir,
+            None => dir.clone(),
+        };
         let overrides = (!args.hf_overrides.is_empty()).then_some(&args.hf_overrides);
         let config = ModelConfig::from_dir(&config_dir, overrides)?;
         let generation = generation(args, &dir)?;
-        let tokenizer_dir = match &args.tokenizer {
-            Some(tokenizer) => resolve(args, tokenizer, LoadFormat::Dummy, log)?.dir,
-            None => dir.clone(),
-        };
+        let tokenizer_dir = tokenizer_dir(args, &dir, log)?;
         let codec = codec(args, &tokenizer_dir, &config)?;
         let chat = chat_setup(&tokenizer_dir, template)?;
         let names =
@@ -121,8 +121,21 @@ impl OpenModel {
 
 fn locate(args: &EngineArgs, log: LogFormat) -> Result<(PathBuf, String, String), StartError> {
     match &args.model {
-        Some(model) => Ok((resolve(args, model, args.load_format, log)?.dir, model.clone(), model.clone())),
+        Some(model) => {
+            let dir = resolve(args, model, args.revision.as_deref(), args.load_format, log)?.dir;
+            Ok((dir, model.clone(), model.clone()))
+        }
         None => Ok((demo::directory()?, demo::NAME.to_owned(), demo::NAME.to_owned())),
+    }
+}
+
+/// The model's own tokenizer, or the one of `--tokenizer` and `--tokenizer-revision`.
+fn tokenizer_dir(args: &EngineArgs, dir: &Path, log: LogFormat) -> Result<PathBuf, StartError> {
+    let revision = args.tokenizer_revision.as_deref();
+    match (&args.tokenizer, &args.model, revision) {
+        (Some(tokenizer), _, _) => Ok(resolve(args, tokenizer, revision, LoadFormat::Dummy, log)?.dir),
+        (None, Some(model), Some(_)) => Ok(resolve(args, model, revision, LoadFormat::Dummy, log)?.dir),
+        _ => Ok(dir.to_owned()),
     }
 }
 
@@ -150,10 +163,11 @@ pub fn hub_config(args: &EngineArgs) -> HubConfig {
 fn resolve(
     args: &EngineArgs,
     model: &str,
+    revision: Option<&str>,
     format: LoadFormat,
     log: LogFormat,
 ) -> Result<Resolved, StartError> {
-    let request = hub::Request { model, revision: args.revision.as_deref(), format: file_format(format) };
+    let request = hub::Request { model, revision, format: file_format(format) };
     let bar = DownloadBar::new(model, log);
     let resolved = hub::resolve(&request, &hub_config(args), &|event| bar.on(event));
     bar.finish();

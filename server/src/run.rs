@@ -59,8 +59,7 @@ fn variable_names() -> impl Iterator<Item = String> {
 }
 
 fn serve(args: &ServeArgs, started: Instant) -> ExitCode {
-    let drained = crate::serve::serve(args, started);
-    ended(drained.map(|drained| if drained { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
+    ended(crate::serve::serve(args, started).map(ExitCode::from))
 }
 
 fn bench(args: &BenchArgs) -> ExitCode {

@@ -4,8 +4,12 @@ use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::time::Instant;
 
+use engine_core::backend::Backend;
+use tokio::runtime::Runtime;
+
 use crate::cli::startup::{Address, StartupTable};
 use crate::cli::{LogFormat, ServeArgs};
+use crate::device::{self, DeviceOptions};
 use crate::engine::{self, StopOnDrop, ThreadEngine};
 use crate::fanout::Fanout;
 use crate::http::metrics::Metrics;
@@ -14,16 +18,40 @@ use crate::model::{OpenModel, StartError, TemplateOptions};
 use crate::openai::sampling::SamplingDefaults;
 use crate::run::wants_colour;
 
-/// Serves until SIGTERM or SIGINT. True when it ended because it was told to.
+/// Serves until SIGTERM or SIGINT, or until the engine is lost.
 ///
 /// # Errors
 /// Whatever keeps it from starting, in one sentence.
-pub fn serve(args: &ServeArgs, started: Instant) -> Result<bool, StartError> {
+pub fn serve(args: &ServeArgs, started: Instant) -> Result<Ended, StartError> {
+    serve_on(args, started, &|| {
+        device::open(args.engine.device, DeviceOptions { threads: args.engine.threads })
+    })
+}
+
+/// [`serve`] on a device that the caller opens.
+///
+/// # Errors
+/// Those of [`serve`].
+pub fn serve_on(args: &ServeArgs, started: Instant, open: OpenDevice<'_>) -> Result<Ended, StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("http").build()?;
+    let ended = serve_in(&runtime, args, started, open);
+    // Whatever still runs on a blocking thread (a long prompt being tokenized) has nobody to answer.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Opens the device to serve on.
+pub type OpenDevice<'a> = &'a dyn Fn() -> engine_core::Result<Arc<dyn Backend>>;
+
+fn serve_in(
+    runtime: &Runtime,
+    args: &ServeArgs,
+    started: Instant,
+    open: OpenDevice<'_>,
+) -> Result<Ended, StartError> {
     let _entered = runtime.enter();
     // The port comes first: a port in use is said before minutes of loading.
     let listener = runtime.block_on(http::bind(&args.frontend))?;
-    let signals = http::signals()?;
     let log = args.logging.format;
     let template = TemplateOptions {
         template: args.frontend.chat_template.as_deref(),
@@ -32,8 +60,10 @@ pub fn serve(args: &ServeArgs, started: Instant) -> Result<bool, StartError> {
     let model = OpenModel::open(&args.engine, template, log)?;
     let metrics = Arc::new(Metrics::new(model.config.max_position_embeddings));
     let (fanout, sink) = Fanout::new(metrics.clone());
-    let engine = Arc::new(engine::start(&model, &args.engine, Box::new(sink), log)?);
+    let engine = Arc::new(engine::start_on(open()?, &model, &args.engine, Box::new(sink), log)?);
     let _stop = StopOnDrop(engine.clone());
+    // Only now: until here nothing is open, and a signal ends the process at once, as it does by default.
+    let signals = http::signals()?;
     announce(args, &model, &engine, &listener, started);
     let state = AppState::new(AppParts {
         engine,
@@ -45,11 +75,11 @@ pub fn serve(args: &ServeArgs, started: Instant) -> Result<bool, StartError> {
         options: HttpOptions {
             frontend: args.frontend.clone(),
             log_stats: !args.engine.disable_log_stats,
+            seed: Some(args.engine.seed),
             ..HttpOptions::default()
         },
     });
-    let ended = runtime.block_on(http::serve(listener, state, signals));
-    Ok(ended == Ended::Drained)
+    Ok(runtime.block_on(http::serve(listener, state, signals)))
 }
 
 fn announce(

@@ -8,7 +8,7 @@ use engine_core::backend::Backend;
 use engine_core::config::ModelConfig;
 use engine_core::engine::build::Running;
 use engine_core::engine::types::{
-    FinishReason, OutputSink, Request, RequestId, StepOutputs, StepStats, TokenLogprobs,
+    FinishReason, OutputSink, Refused, Request, RequestId, StepOutputs, StepStats, TokenLogprobs,
 };
 use engine_core::engine::{EngineOptions, start};
 use engine_core::loader::source::WeightSource;
@@ -94,19 +94,24 @@ impl TestEngine {
 
     /// The same with a priority.
     pub fn submit_with(&self, prompt: &[u32], params: SamplingParams, priority: i32) -> RequestId {
+        self.try_submit(prompt, params, priority).unwrap()
+    }
+
+    /// The same for requests that may be refused.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    pub fn try_submit(
+        &self,
+        prompt: &[u32],
+        params: SamplingParams,
+        priority: i32,
+    ) -> Result<RequestId, Refused> {
         let id = RequestId(self.next_id.replace(self.next_id.get() + 1));
-        self.running
-            .handle
-            .submit(Request {
-                id,
-                prompt: prompt.into(),
-                params,
-                priority,
-                cache_salt: None,
-                arrival: Instant::now(),
-            })
-            .unwrap();
-        id
+        let prompt = prompt.into();
+        let arrival = Instant::now();
+        self.running.handle.submit(Request { id, prompt, params, priority, cache_salt: None, arrival })?;
+        Ok(id)
     }
 
     /// Waits until every one of `ids` has ended; what they got, in the order of `ids`.
@@ -123,6 +128,21 @@ impl TestEngine {
         assert_eq!(guard.lost, None, "the engine is lost");
         assert!(!timeout.timed_out(), "requests did not end within a minute");
         ids.iter().map(|id| guard.requests.remove(id).unwrap()).collect()
+    }
+
+    /// Waits until the engine is lost; what `ids` got until then, and why it was lost.
+    ///
+    /// # Panics
+    /// If that takes longer than a minute.
+    pub fn wait_lost(&self, ids: &[RequestId]) -> (Vec<Collected>, String) {
+        let (board, changed) = &*self.collector.board;
+        let guard = board.lock().unwrap();
+        let running = |b: &mut Board| b.lost.is_none();
+        let (mut guard, timeout) =
+            changed.wait_timeout_while(guard, Duration::from_secs(60), running).unwrap();
+        assert!(!timeout.timed_out(), "the engine was not lost within a minute");
+        let got = ids.iter().map(|id| guard.requests.remove(id).unwrap_or_default()).collect();
+        (got, guard.lost.clone().unwrap_or_default())
     }
 
     /// One request alone, from start to end.

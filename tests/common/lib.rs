@@ -1,12 +1,15 @@
 //! What the tests share: cases, tolerances, fixtures.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod allocator;
 #[cfg(feature = "cpu")]
 #[path = "../conformance/mod.rs"]
 pub mod conformance;
 pub mod engine;
 pub mod golden;
 pub mod load;
+pub mod null;
+pub mod rigged;
 pub mod rng;
 
 use std::path::PathBuf;

@@ -182,6 +182,8 @@ pub fn start(
         state: LoopState::default(),
     };
     let body = move || {
+        // The engine answers for panics of its steps itself; this one is for a panic while it does so. The sink is
+        // dropped then, which fails whatever is still open.
         let run = std::panic::AssertUnwindSafe(|| engine.run());
         if std::panic::catch_unwind(run).is_err() {
             shared.set_state(EngineState::Lost);
@@ -286,8 +288,8 @@ fn group_spec(g: &KvGroupSpec) -> GroupSpec {
     GroupSpec { kind, page_tokens: g.page_tokens }
 }
 
-/// Decides the number of pages: what was asked for, else half of what is free, never more than every row at full
-/// length could use. One request of full length must fit.
+/// Decides the number of pages: exactly what was asked for, else what the bytes asked for or half of what is free
+/// hold, never more than every row at full length could use. One request of full length must fit.
 fn kv_pages(
     backend: &dyn Backend,
     sizes: &Sizes,
@@ -299,10 +301,11 @@ fn kv_pages(
     let page_bytes = sizes.groups.iter().map(KvGroupSpec::page_bytes).max().unwrap_or(1);
     let free = backend.memory()?.free_bytes;
     let fixed = caps.arena_bytes + backend.overhead_bytes(caps);
-    let budget = options.kv_cache_memory_bytes.unwrap_or(free.saturating_sub(fixed) / 2);
+    let asked = options.kv_pages.map(|pages| (u64::from(pages) + 1) * page_bytes);
+    let budget = asked.or(options.kv_cache_memory_bytes).unwrap_or(free.saturating_sub(fixed) / 2);
     let chunk = sizes.tokens;
     let need = |len: u32| groups.iter().map(|g| u64::from(g.most_pages(len, chunk))).sum::<u64>();
-    let fits = options.kv_pages.map_or(budget / page_bytes, |pages| u64::from(pages) + 1);
+    let fits = budget / page_bytes;
     let mut len = wanted_len;
     if need(len) + 1 > fits {
         if options.max_model_len != Some(MaxModelLen::Auto) {
@@ -314,7 +317,8 @@ fn kv_pages(
         }
     }
     let useful = need(len) * u64::from(sizes.max_num_seqs) + 1;
-    let pages = fits.min(useful).min(u64::from(u32::MAX)) as u32;
+    let pages = if asked.is_some() { fits } else { fits.min(useful) }.min(u64::from(u32::MAX)) as u32;
+    check_free(u64::from(pages) * page_bytes, free.saturating_sub(fixed), options)?;
     caps.pages_per_row = len.div_ceil(sizes.page_tokens);
     let per_page = u64::from(sizes.page_tokens) / groups.len().max(1) as u64;
     Ok(KvSize {
@@ -338,9 +342,16 @@ fn longest(fits: impl Fn(u32) -> bool, most: u32) -> u32 {
 
 fn too_small(len: u32, pages: u64, page_bytes: u64, budget: u64, options: &EngineOptions) -> Error {
     let wanted_bytes = pages * page_bytes;
-    let hint = match options.kv_cache_memory_bytes {
-        Some(_) => "raise --kv-cache-memory-bytes or lower --max-model-len (or give --max-model-len auto)",
-        None => "lower --max-model-len (or give --max-model-len auto), or set --kv-cache-memory-bytes",
+    let hint = match (options.kv_pages, options.kv_cache_memory_bytes) {
+        (Some(_), _) => {
+            "raise --num-gpu-blocks-override or lower --max-model-len (or give --max-model-len auto)"
+        }
+        (None, Some(_)) => {
+            "raise --kv-cache-memory-bytes or lower --max-model-len (or give --max-model-len auto)"
+        }
+        (None, None) => {
+            "lower --max-model-len (or give --max-model-len auto), or set --kv-cache-memory-bytes"
+        }
     };
     Error::OutOfMemory {
         what: format!("the KV cache of one request of {len} tokens"),
@@ -348,6 +359,24 @@ fn too_small(len: u32, pages: u64, page_bytes: u64, budget: u64, options: &Engin
         free_bytes: budget,
         hint: format!("{} bytes are missing: {hint}", wanted_bytes.saturating_sub(budget)),
     }
+}
+
+/// A pool that was asked for by size must be there: else the first long request ends the process.
+fn check_free(wanted_bytes: u64, free_bytes: u64, options: &EngineOptions) -> Result<()> {
+    let flag = match (options.kv_pages, options.kv_cache_memory_bytes) {
+        (Some(_), _) => "--num-gpu-blocks-override",
+        (None, Some(_)) => "--kv-cache-memory-bytes",
+        (None, None) => return Ok(()),
+    };
+    if wanted_bytes <= free_bytes {
+        return Ok(());
+    }
+    Err(Error::OutOfMemory {
+        what: "the KV cache".to_owned(),
+        wanted_bytes,
+        free_bytes,
+        hint: format!("{} bytes are missing: lower {flag}", wanted_bytes - free_bytes),
+    })
 }
 
 fn scheduler(sizes: &Sizes, options: &EngineOptions, kv: &KvSize) -> Result<Scheduler> {

@@ -3,7 +3,9 @@
 //!
 //! With async stepping, step N+1 is launched before step N's tokens are seen; `limits::MAX_STEPS_IN_FLIGHT` bounds it.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
@@ -51,18 +53,25 @@ enum Next {
 }
 
 impl Engine {
-    /// Runs until told to stop or the device is lost.
+    /// Runs until told to stop, the device is lost or a step panics. However it ends, every open request gets its
+    /// terminal event.
     pub(super) fn run(mut self) {
-        let outcome = self.run_steps();
-        match outcome {
-            Ok(()) => self.fail_open(EngineFailure::ShuttingDown),
-            Err(e) => {
-                self.shared.set_state(EngineState::Lost);
-                self.fail_open(EngineFailure::DeviceLost);
-                self.sink.engine_lost(&e.to_string());
+        let steps = catch_unwind(AssertUnwindSafe(|| self.run_steps()));
+        self.shared.progress(Progress::Idle);
+        match steps {
+            Ok(Ok(())) => self.fail_open(EngineFailure::ShuttingDown),
+            Ok(Err(e)) => self.lose(&e.to_string()),
+            // Which request a panic belongs to is not known, and the state is half changed: all of them end.
+            Err(panic) => {
+                self.lose(&format!("the engine thread panicked: {}", panic_text(&*panic)));
             }
         }
-        self.shared.progress(Progress::Idle);
+    }
+
+    fn lose(&mut self, reason: &str) {
+        self.shared.set_state(EngineState::Lost);
+        self.fail_open(EngineFailure::DeviceLost);
+        self.sink.engine_lost(reason);
     }
 
     fn run_steps(&mut self) -> Result<()> {
@@ -259,6 +268,12 @@ fn end_of(id: RequestId, finish: FinishReason) -> RowOutput {
         finish: Some(finish),
         first: None,
     }
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 fn view<'s>(scheduler: &'s Scheduler, row: &PlanRow) -> RequestView<'s> {

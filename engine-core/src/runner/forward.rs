@@ -45,7 +45,9 @@ pub struct Runner {
     records: Vec<u32>,
     stops: Vec<u32>,
     metas: Vec<RowMeta>,
-    prompt_jobs: Vec<PromptJob>,
+    layout: Layout,
+    /// Lists of finished steps, to be used again.
+    spare_wanted: Vec<Wanted>,
     graph_rows_step: u32,
 }
 
@@ -74,13 +76,19 @@ struct PromptJob {
     top: u32,
 }
 
+/// What a step is to bring back.
+#[derive(Default)]
+struct Wanted {
+    /// Plan rows that sample, in logits order, with the log-probabilities each wants.
+    sampled: Vec<(u32, Option<u32>)>,
+    prompts: Vec<PromptJob>,
+}
+
 /// A step on the device.
 pub struct InFlight {
     pending: Pending,
     output: OutputShape,
-    /// Plan rows that sample, in logits order, with the log-probabilities each wants.
-    sampled: Vec<(u32, Option<u32>)>,
-    prompts: Vec<PromptJob>,
+    wanted: Wanted,
 }
 
 impl Runner {
@@ -125,7 +133,8 @@ impl Runner {
             records: Vec::new(),
             stops: Vec::new(),
             metas: Vec::with_capacity(caps.rows as usize),
-            prompt_jobs: Vec::new(),
+            layout: Layout::default(),
+            spare_wanted: Vec::with_capacity(MAX_STEPS_IN_FLIGHT + 1),
             graph_rows_step,
             parts,
         })
@@ -153,18 +162,19 @@ impl Runner {
         plan: &StepPlan,
         view: &dyn Fn(&PlanRow) -> RequestView<'v>,
     ) -> Result<InFlight> {
-        let top = self.admit(plan, view)?;
-        let sampled = self.sampled_rows(plan);
-        let top = top.filter(|_| !sampled.is_empty());
-        let shape = self.shape(plan, &sampled);
+        let mut wanted = self.spare_wanted.pop().unwrap_or_default();
+        let top = self.admit(plan, view, &mut wanted)?;
+        let top = top.filter(|_| !wanted.sampled.is_empty());
+        let shape = self.shape(plan, &wanted);
         let graph = self.graph_bucket(plan, &shape, top);
         let shape = graph.map_or(shape, |(_, rows)| StepShape::decode(rows, self.parts.config.caps.groups));
-        let layout = Layout::new(&shape, &self.parts.plans);
-        let output = OutputShape::new(&shape, top, self.prompt_jobs.iter().map(|j| j.top).max().unwrap_or(0));
+        let mut layout = std::mem::take(&mut self.layout);
+        layout.set(&shape, &self.parts.plans);
+        let output = OutputShape::new(&shape, top, wanted.prompts.iter().map(|j| j.top).max().unwrap_or(0));
         if let Some((bucket, _)) = graph.filter(|g| self.graphs.get(g.0).is_none()) {
             self.capture(bucket, &shape, &layout)?;
         }
-        self.pack(plan, view, &layout, &sampled)?;
+        self.pack(plan, view, &layout, &wanted)?;
         self.stream.upload(bytes_of(&self.words[..layout.words as usize]), self.parts.input.tensor())?;
         match graph.and_then(|g| self.graphs.get(g.0)) {
             Some(captured) => self.stream.replay(captured)?,
@@ -172,7 +182,8 @@ impl Runner {
         }
         let slot = self.host_slots.pop().unwrap_or_else(|| panic!("more steps in flight than host slots"));
         let pending = self.stream.download(self.parts.output.tensor().cols_at(0, output.words()), slot)?;
-        Ok(InFlight { pending, output, sampled, prompts: self.prompt_jobs.clone() })
+        self.layout = layout;
+        Ok(InFlight { pending, output, wanted })
     }
 
     /// Waits for a step and reads its results into `results`.
@@ -184,17 +195,18 @@ impl Runner {
         results.samples.clear();
         results.prompts.clear();
         let words = Words(slot.bytes());
-        for (i, (row, logprobs)) in step.sampled.iter().enumerate() {
+        for (i, (row, logprobs)) in step.wanted.sampled.iter().enumerate() {
             let logprobs = logprobs.and_then(|n| step.output.read_sampled(words, i as u32, n));
             results.samples.push(RowSample { row: *row, token: words.get(i as u32), logprobs });
         }
         let mut at = 0;
-        for job in &step.prompts {
+        for job in &step.wanted.prompts {
             let entries = (at..at + job.count).map(|i| step.output.read_prompt(words, i, job.top)).collect();
             results.prompts.push(PromptPart { row: job.row, first: job.first, entries });
             at += job.count;
         }
         self.host_slots.push(slot);
+        self.spare_wanted.push(step.wanted);
         Ok(())
     }
 
@@ -213,15 +225,17 @@ impl Runner {
         Ok(())
     }
 
-    /// Resets the slots of newly admitted rows, collects prompt log-probability jobs, and says how many best ids
-    /// the step's log-probabilities need.
+    /// Resets the slots of newly admitted rows, collects what the step is to bring back, and says how many best ids
+    /// its log-probabilities need.
     fn admit<'v>(
         &mut self,
         plan: &StepPlan,
         view: &dyn Fn(&PlanRow) -> RequestView<'v>,
+        wanted: &mut Wanted,
     ) -> Result<Option<u32>> {
         self.records.clear();
-        self.prompt_jobs.clear();
+        wanted.sampled.clear();
+        wanted.prompts.clear();
         let mut top = None;
         for (i, row) in plan.rows.iter().enumerate() {
             if row.admitted.is_some() {
@@ -231,10 +245,12 @@ impl Runner {
                 self.flush_long_records()?;
             }
             if row.sample {
-                top = top.max(self.slots[row.slot as usize].logprobs);
+                let logprobs = self.slots[row.slot as usize].logprobs;
+                wanted.sampled.push((i as u32, logprobs));
+                top = top.max(logprobs);
             }
             if row.phase == scheduler::Phase::Prompt {
-                self.prompt_jobs.extend(prompt_job(i as u32, row, &view(row)));
+                wanted.prompts.extend(prompt_job(i as u32, row, &view(row)));
             }
         }
         if !self.records.is_empty() {
@@ -243,20 +259,14 @@ impl Runner {
         Ok(top)
     }
 
-    fn sampled_rows(&self, plan: &StepPlan) -> Vec<(u32, Option<u32>)> {
-        let wanted = |r: &PlanRow| self.slots[r.slot as usize].logprobs;
-        let rows = plan.rows.iter().enumerate().filter(|(_, r)| r.sample);
-        rows.map(|(i, r)| (i as u32, wanted(r))).collect()
-    }
-
-    fn shape(&self, plan: &StepPlan, sampled: &[(u32, Option<u32>)]) -> StepShape {
+    fn shape(&self, plan: &StepPlan, wanted: &Wanted) -> StepShape {
         StepShape {
             rows: plan.rows.len() as u32,
             tokens: plan.tokens,
-            logits: sampled.len() as u32,
+            logits: wanted.sampled.len() as u32,
             deltas: plan.table_deltas.len() as u32,
             record_words: self.records.len() as u32,
-            prompt_logits: self.prompt_jobs.iter().map(|j| j.count).sum(),
+            prompt_logits: wanted.prompts.iter().map(|j| j.count).sum(),
         }
     }
 
@@ -275,8 +285,8 @@ impl Runner {
 
     /// Captures a decode bucket on padding only.
     fn capture(&mut self, bucket: usize, shape: &StepShape, layout: &Layout) -> Result<()> {
-        let sampled = [];
-        self.pack(&StepPlan::default(), &|_| unreachable!("an empty plan has no rows"), layout, &sampled)?;
+        let nothing = Wanted::default();
+        self.pack(&StepPlan::default(), &|_| unreachable!("an empty plan has no rows"), layout, &nothing)?;
         self.stream.upload(bytes_of(&self.words[..layout.words as usize]), self.parts.input.tensor())?;
         let output = OutputShape::new(shape, None, 0);
         let parts = &self.parts;
@@ -294,7 +304,7 @@ impl Runner {
         plan: &StepPlan,
         view: &dyn Fn(&PlanRow) -> RequestView<'v>,
         l: &Layout,
-        sampled: &[(u32, Option<u32>)],
+        wanted: &Wanted,
     ) -> Result<()> {
         let words = &mut self.words;
         words[l.staged.range()].fill(-1i32 as u32);
@@ -319,8 +329,8 @@ impl Runner {
             }
             t = tokens.end;
         }
-        self.pack_samples(plan, l, sampled);
-        self.pack_prompt_jobs(plan, view, l);
+        self.pack_samples(plan, l, &wanted.sampled);
+        self.pack_prompt_jobs(plan, view, l, &wanted.prompts);
         self.pack_deltas(plan, l);
         self.words[l.records.range()].copy_from_slice(&self.records);
         self.pack_plans(plan, l)
@@ -344,9 +354,10 @@ impl Runner {
         plan: &StepPlan,
         view: &dyn Fn(&PlanRow) -> RequestView<'v>,
         l: &Layout,
+        jobs: &[PromptJob],
     ) {
         let mut at = 0;
-        for job in &self.prompt_jobs {
+        for job in jobs {
             let row = &plan.rows[job.row as usize];
             let first_token = self.words[l.cu_q.range()][job.row as usize];
             let tokens = view(row).tokens;

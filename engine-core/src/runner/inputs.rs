@@ -31,7 +31,7 @@ impl StepShape {
 const ALIGN_WORDS: u32 = 64;
 
 /// One section of the upload, in words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Section {
     pub at: u32,
     pub len: u32,
@@ -45,7 +45,7 @@ impl Section {
 }
 
 /// Where everything lies in the upload of one shape.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     pub staged: Section,
     pub src: Section,
@@ -66,27 +66,33 @@ pub struct Layout {
 impl Layout {
     /// The layout of a shape under these plans.
     pub fn new(shape: &StepShape, plans: &[AttnPlan]) -> Self {
+        let mut layout = Layout::default();
+        layout.set(shape, plans);
+        layout
+    }
+
+    /// Becomes the layout of a shape under these plans, without allocating when it was one of as many plans before.
+    pub fn set(&mut self, shape: &StepShape, plans: &[AttnPlan]) {
         let mut words = 0;
         let mut section = |len: u32| {
             let at = words;
             words += len.next_multiple_of(ALIGN_WORDS);
             Section { at, len }
         };
-        Layout {
-            staged: section(shape.tokens),
-            src: section(shape.tokens),
-            rows: section(shape.rows),
-            start: section(shape.rows),
-            cu_q: section(shape.rows + 1),
-            logit_rows: section(shape.logits),
-            sample: section(shape.logits * SampleRow::WORDS as u32),
-            deltas: section(shape.deltas * 2),
-            records: section(shape.record_words),
-            prompt_rows: section(shape.prompt_logits),
-            prompt_ids: section(shape.prompt_logits),
-            plans: plans.iter().map(|p| section(p.upload_bytes().div_ceil(4) as u32)).collect(),
-            words,
-        }
+        self.staged = section(shape.tokens);
+        self.src = section(shape.tokens);
+        self.rows = section(shape.rows);
+        self.start = section(shape.rows);
+        self.cu_q = section(shape.rows + 1);
+        self.logit_rows = section(shape.logits);
+        self.sample = section(shape.logits * SampleRow::WORDS as u32);
+        self.deltas = section(shape.deltas * 2);
+        self.records = section(shape.record_words);
+        self.prompt_rows = section(shape.prompt_logits);
+        self.prompt_ids = section(shape.prompt_logits);
+        self.plans.clear();
+        self.plans.extend(plans.iter().map(|p| section(p.upload_bytes().div_ceil(4) as u32)));
+        self.words = words;
     }
 }
 

@@ -216,6 +216,11 @@ impl EngineArgs {
                     .to_owned(),
             );
         }
+        if self.allow_host_fallback {
+            lines.push(
+                "--allow-host-fallback: without effect on the CPU, which runs every op itself".to_owned(),
+            );
+        }
         lines
     }
 }

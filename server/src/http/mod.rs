@@ -33,11 +33,15 @@ use listen::Connection;
 
 /// Serves until a shutdown signal (see [`shutdown`]). Runs the fan-out task too.
 pub async fn serve(listener: Listener, state: AppState, signals: mpsc::Receiver<()>) -> Ended {
-    let fanout = tokio::spawn(state.fanout.clone().run());
+    let mut fanout = tokio::spawn(state.fanout.clone().run());
     let stats = state.options.log_stats.then(|| tokio::spawn(stats::log_lines(state.clone())));
     let accepting = tokio::spawn(accept(listener, state.clone()));
-    let ended = shutdown::wait(&state, signals).await;
-    if ended == Ended::Drained {
+    let ended = tokio::select! {
+        ended = shutdown::wait(&state, signals) => ended,
+        // It ends when the engine is gone, having failed what was open.
+        _ = &mut fanout => shutdown::after_loss(&state).await,
+    };
+    if ended != Ended::Forced {
         let _ = tokio::time::timeout(limits::CLOSE_GRACE, accepting).await;
     }
     fanout.abort();

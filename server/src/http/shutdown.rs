@@ -3,6 +3,7 @@
 //! First signal: /ready answers 503, new work is refused, open answers go on for at most `--shutdown-timeout`.
 //! Then the rest get a typed final event. A second signal ends all of it at once.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use engine_core::engine::types::EngineFailure;
@@ -19,6 +20,18 @@ pub enum Ended {
     Drained,
     /// A second signal cut it short.
     Forced,
+    /// The engine is gone; what was open got a typed event.
+    EngineLost,
+}
+
+impl From<Ended> for ExitCode {
+    /// Success only for an end that was asked for and waited for.
+    fn from(ended: Ended) -> ExitCode {
+        match ended {
+            Ended::Drained => ExitCode::SUCCESS,
+            Ended::Forced | Ended::EngineLost => ExitCode::FAILURE,
+        }
+    }
 }
 
 const POLL: Duration = Duration::from_millis(10);
@@ -55,6 +68,22 @@ pub(super) async fn wait(state: &AppState, mut signals: mpsc::Receiver<()>) -> E
     };
     state.phase.send_replace(Phase::Closed);
     ended
+}
+
+/// The engine is gone and all streams have failed. Probes and clients get a moment to learn so, then the server
+/// ends: what restarts the process must not have to guess.
+pub(super) async fn after_loss(state: &AppState) -> Ended {
+    tracing::error!("the engine is gone; the server ends in {:?}", limits::CLOSE_GRACE);
+    state.phase.send_if_modified(|phase| {
+        let ready = *phase == Phase::Ready;
+        if ready {
+            *phase = Phase::Draining;
+        }
+        ready
+    });
+    sleep(limits::CLOSE_GRACE).await;
+    state.phase.send_replace(Phase::Closed);
+    Ended::EngineLost
 }
 
 async fn drain(state: &AppState) {

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::auth::Keys;
 use super::cors::Cors;
+use super::ids::Numbers;
 use super::limits;
 use super::metrics::Metrics;
 use crate::cli::FrontendArgs;
@@ -41,6 +42,8 @@ pub struct HttpOptions {
     pub max_body_bytes: usize,
     /// See [`limits::STALL_LIMIT`].
     pub stall_limit: Duration,
+    /// Where the seeds of requests without one come from; `None`: from the operating system.
+    pub seed: Option<u64>,
 }
 
 impl Default for HttpOptions {
@@ -51,6 +54,7 @@ impl Default for HttpOptions {
             log_stats: true,
             max_body_bytes: limits::MAX_BODY_BYTES,
             stall_limit: limits::STALL_LIMIT,
+            seed: None,
         }
     }
 }
@@ -73,6 +77,8 @@ pub struct App {
     pub started_unix_s: u64,
     pub system_fingerprint: String,
     pub phase: watch::Sender<Phase>,
+    /// Seeds of requests without one.
+    pub seeds: Numbers,
 }
 
 /// Where the server stands between start and end.
@@ -98,6 +104,7 @@ impl AppState {
             system_fingerprint: format!("pallium-{}", env!("CARGO_PKG_VERSION")),
             started_unix_s: unix_time_s(),
             phase: watch::Sender::new(Phase::Ready),
+            seeds: parts.options.seed.map_or_else(Numbers::random, Numbers::new),
             engine: parts.engine,
             fanout: parts.fanout,
             metrics: parts.metrics,

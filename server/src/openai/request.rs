@@ -121,7 +121,7 @@ impl Common {
         let mut params = Vec::with_capacity(count);
         for prompt in prompts {
             for answer in 0..sampling.best_of {
-                let p = sampling.for_prompt(prompt.len(), answer)?;
+                let p = sampling.for_prompt(prompt.len(), answer, &app.seeds)?;
                 rows.push(RowSpec { prompt_tokens: prompt.len() as u32, max_tokens: p.max_tokens });
                 params.push(p);
             }

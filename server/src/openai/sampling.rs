@@ -10,7 +10,7 @@ use super::codec::Codec;
 use super::fields::Fields;
 use crate::client::EngineInfo;
 use crate::http::error::ApiError;
-use crate::http::ids;
+use crate::http::ids::Numbers;
 use crate::http::limits::{MAX_SEQUENCES, MAX_STOP_STRINGS};
 use crate::text::detokenize::DecodeOptions;
 
@@ -405,15 +405,20 @@ impl SamplingFields {
 
 impl Sampling {
     /// The rules of answer number `answer` to a prompt of this length. What does not fit into the context is
-    /// clamped to the room that is left.
+    /// clamped to the room that is left. A request without a seed takes one from `seeds`.
     ///
     /// # Errors
     /// 400 when the prompt leaves no room.
-    pub fn for_prompt(&self, prompt_tokens: usize, answer: u32) -> Result<SamplingParams, ApiError> {
+    pub fn for_prompt(
+        &self,
+        prompt_tokens: usize,
+        answer: u32,
+        seeds: &Numbers,
+    ) -> Result<SamplingParams, ApiError> {
         let max_tokens = self.room(prompt_tokens)?;
         let seed = match self.seed {
             Some(seed) => seed.wrapping_add(u64::from(answer)),
-            None => ids::random_u64(),
+            None => seeds.next(),
         };
         let min_tokens = self.params.min_tokens.min(max_tokens);
         Ok(SamplingParams { max_tokens, min_tokens, seed, ..self.params.clone() })

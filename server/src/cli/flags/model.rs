@@ -79,7 +79,11 @@ pub const MODEL: Group = Group {
         Flag::int("max-logprobs", -1, 10_000_000, "Most log-probabilities a request may ask for; -1: all")
             .default("20"),
         Flag::choice("logprobs-mode", LogprobsMode::NAMES, "What log-probabilities are taken from")
-            .default("raw_logprobs"),
+            .default("raw_logprobs")
+            .refuse_values(&[(
+                &["raw_logits", "processed_logprobs", "processed_logits"],
+                "log-probabilities are of the model's own distribution (raw_logprobs) in this version",
+            )]),
         Flag::text(
             "generation-config",
             "Sampling defaults: auto (the model's), vllm (neutral) or a directory",

@@ -45,7 +45,10 @@ fn typical(flag: &Flag) -> String {
         Kind::Float { min, max } | Kind::FloatAbove { min, max } => ((min + 0.5).min(max)).to_string(),
         Kind::Text | Kind::Path | Kind::List => "some".to_owned(),
         Kind::Json => "{\"cudagraph_mode\":\"FULL\"}".to_owned(),
-        Kind::Choice(names) => names.last().map(|name| (*name).to_owned()).unwrap_or_default(),
+        Kind::Choice(names) => {
+            let refused = |name: &&&str| flag.refused_values.iter().any(|(values, _)| values.contains(*name));
+            names.iter().rfind(|name| !refused(name)).map(|name| (*name).to_owned()).unwrap_or_default()
+        }
         Kind::Device => "cpu".to_owned(),
     }
 }

@@ -1,0 +1,7 @@
+//! The reliability contract: docs/reliability.md names the test of each line.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod engine;
+mod harness;
+mod http;
+mod storm;
