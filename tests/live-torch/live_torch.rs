@@ -1,8 +1,9 @@
-//! The scalar reference against torch itself, on fresh random inputs: the live form of `vectors.rs`.
+//! The scalar reference against torch itself, on fresh random inputs: the live form of `tests/conformance/vectors.rs`.
 //!
 //! ```text
 //! pip install torch==2.13.0
-//! LIBTORCH_USE_PYTORCH=1 LD_LIBRARY_PATH=<site-packages>/torch/lib cargo test -p tests --features tch --test live_torch
+//! export LIBTORCH_USE_PYTORCH=1 LD_LIBRARY_PATH=<site-packages>/torch/lib
+//! cargo test --manifest-path tests/live-torch/Cargo.toml --features tch
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,13 +15,19 @@ use backend_cpu::reference::sample::logprobs;
 use backend_cpu::reference::topk::top_k;
 use engine_core::DType;
 use engine_core::backend::{Activation, Mask};
+use engine_core::loader::fill::Fill;
 use tch::{Kind, Tensor};
-use tests::conformance::data::{below, normal};
+
+/// `count` values of about normal distribution, mean 0.
+fn normal(name: &str, count: usize, std: f32) -> Vec<f32> {
+    let fill = Fill::new(1, name, 0.0, std);
+    (0..count as u64).map(|i| fill.value(i)).collect()
+}
 
 /// Sizes of trial `i`, 1 to `most` each.
 fn sizes<const N: usize>(trial: usize, most: [usize; N]) -> [usize; N] {
-    let random = below(&format!("sizes{trial}"), N, 1 << 20);
-    std::array::from_fn(|i| 1 + random[i] as usize % most[i])
+    let random = normal(&format!("sizes{trial}"), N, 1.0);
+    std::array::from_fn(|i| 1 + (random[i].to_bits().wrapping_mul(0x9E37_79B1) >> 8) as usize % most[i])
 }
 
 fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
