@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::core::{Engine, LoopState};
 use super::handle::{EngineHandle, EngineState, QueueLimits};
 use super::types::OutputSink;
-use crate::backend::{AttnSpec, Backend, CaptureLevel, Control, Invariance, KvGroupSpec, KvKind, StepCaps};
+use crate::backend::trace::Trace;
+use crate::backend::{Backend, CaptureLevel, Control, Invariance, KvGroupSpec, KvKind, StepCaps};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::kv::{GroupKind, GroupSpec, KvConfig, PrefixCaching, prefix};
-use crate::layers::decoder::{Decoder, DecoderPlan, check_supported};
-use crate::loader::source::{WeightLoader, WeightSource};
+use crate::layers::decoder::{Decoder, DecoderPlan};
+use crate::loader::source::{DummySource, WeightLoader, WeightSource};
 use crate::models;
-use crate::runner::forward::{DecoderSizes, arena_bytes};
 use crate::runner::{Runner, RunnerConfig};
 use crate::scheduler::{ChunkedPrefill, Scheduler, SchedulerConfig, SchedulingPolicy};
 use crate::tensor::DType;
@@ -123,7 +123,6 @@ struct Sizes {
     max_num_seqs: u32,
     tokens: u32,
     groups: Vec<KvGroupSpec>,
-    specs: Vec<AttnSpec>,
 }
 
 /// Builds and starts an engine. `progress` is told the bytes of each weight loaded.
@@ -141,7 +140,6 @@ pub fn start(
     let family = models::find(config)?;
     let plan = DecoderPlan::new(config, (family.spec)(config)?);
     let sizes = sizes(&*backend, config, &plan, options)?;
-    check_supported(&*backend, &sizes.specs, sizes.dtype)?;
     let wanted_len = match options.max_model_len {
         Some(MaxModelLen::Tokens(n)) => config.max_model_len(Some(n))?,
         Some(MaxModelLen::Auto) | None => config.max_model_len(None)?,
@@ -153,9 +151,9 @@ pub fn start(
         threads: options.loader_threads,
         progress,
     };
-    let model = Arc::new(Decoder::load(&loader, config, &plan, wanted_len)?);
     let mut caps = caps(config, &plan, &sizes, options, wanted_len);
-    caps.arena_bytes = arena_bytes(&decoder_sizes(config), &caps, sizes.dtype);
+    caps.arena_bytes = trace_arena(&backend, config, &plan, &sizes, &caps)?;
+    let model = Arc::new(Decoder::load(&loader, config, &plan, wanted_len)?);
     let kv = kv_pages(&*backend, &sizes, options, &mut caps, wanted_len)?;
     let max_model_len = kv.max_model_len;
     let scheduler = scheduler(&sizes, options, &kv)?;
@@ -228,7 +226,6 @@ fn sizes(
         max_num_seqs,
         tokens,
         groups: plan.kv_groups(kv_dtype, page_tokens),
-        specs: plan.attn_specs(dtype, kv_dtype, page_tokens),
     })
 }
 
@@ -260,14 +257,44 @@ fn caps(c: &ModelConfig, plan: &DecoderPlan, sizes: &Sizes, options: &EngineOpti
     }
 }
 
-fn decoder_sizes(c: &ModelConfig) -> DecoderSizes {
-    DecoderSizes {
-        hidden: c.hidden_size,
-        q: c.num_attention_heads * c.head_dim,
-        qkv: (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim,
-        intermediate: c.intermediate_size,
-        vocab: c.vocab_size,
-    }
+/// The arena's height in the largest step, found by tracing it before a byte of weights is read. An op that the
+/// device does not have ends start-up here.
+fn trace_arena(
+    backend: &Arc<dyn Backend>,
+    config: &ModelConfig,
+    plan: &DecoderPlan,
+    sizes: &Sizes,
+    caps: &StepCaps,
+) -> Result<u64> {
+    let trace = Trace::for_backend(backend.clone());
+    let source = DummySource { seed: 0, std: 0.0, dtype: sizes.dtype };
+    let loader = WeightLoader {
+        backend: &trace,
+        source: &source,
+        act_dtype: sizes.dtype,
+        threads: 1,
+        progress: &|_| {},
+    };
+    let model = Arc::new(Decoder::load(&loader, config, plan, 1)?);
+    let runner_config = RunnerConfig {
+        caps: caps.clone(),
+        dtype: sizes.dtype,
+        kv_dtype: sizes.kv_dtype,
+        page_tokens: sizes.page_tokens,
+        kv_pages: 1,
+        capture: CaptureLevel::Never,
+        capture_sizes: None,
+    };
+    let unsupported = |e: Error| match e {
+        Error::Unsupported(why) => Error::Unsupported(format!(
+            "{} cannot run this model in {}: {why}",
+            backend.info().id,
+            sizes.dtype
+        )),
+        other => other,
+    };
+    Runner::new(&trace, model, runner_config)?.enqueue_largest().map_err(unsupported)?;
+    Ok(trace.log().arena_bytes)
 }
 
 /// The KV cache as decided.

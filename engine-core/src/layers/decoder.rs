@@ -7,7 +7,7 @@ use super::mlp::Mlp;
 use super::rope::rope_table;
 use super::{Hidden, StepContext};
 use crate::backend::{
-    Act, Activation, AttnSpec, Backend, Epilogue, Fuse, KvGroupSpec, KvKind, Mask, Op, Stream, Uses, Weight,
+    Act, Activation, AttnSpec, Epilogue, Fuse, KvGroupSpec, KvKind, Mask, Op, Stream, Uses, Weight,
 };
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -287,48 +287,6 @@ fn load_mlp(l: &WeightLoader<'_>, c: &ModelConfig, spec: &DecoderSpec, layer: u3
         act: spec.act,
         eps: c.rms_norm_eps,
     })
-}
-
-/// Asks the backend about every kind of op a decoder runs, before a byte of weights is read.
-///
-/// # Errors
-/// `Unsupported`, listing what this device cannot do and why.
-pub fn check_supported(backend: &dyn Backend, specs: &[AttnSpec], dtype: DType) -> Result<()> {
-    use crate::backend::{OpKind, OpSpec, Support};
-    let mut reasons = Vec::new();
-    let kinds = [
-        OpKind::Embed,
-        OpKind::GatherRows,
-        OpKind::UpdateTables,
-        OpKind::NextInputs,
-        OpKind::PlanOnDevice,
-        OpKind::Gemm,
-        OpKind::Norm,
-        OpKind::RopeKvWrite,
-        OpKind::UpdateSampler,
-        OpKind::Sample,
-        OpKind::LogProbs,
-    ];
-    let mut ask = |spec: OpSpec| {
-        if let Support::No(why) = backend.supports(&spec) {
-            reasons.push(format!("{} ({dtype}): {why}", spec.kind.name()));
-        }
-    };
-    for kind in kinds {
-        ask(OpSpec { x: Some(dtype), out: Some(dtype), ..OpSpec::of(kind) });
-    }
-    for spec in specs {
-        let attention = Some(*spec);
-        ask(OpSpec { x: Some(dtype), out: Some(dtype), attention, ..OpSpec::of(OpKind::PagedAttention) });
-    }
-    if reasons.is_empty() {
-        return Ok(());
-    }
-    Err(crate::Error::Unsupported(format!(
-        "{} cannot run this model: {}",
-        backend.info().id,
-        reasons.join("; ")
-    )))
 }
 
 #[cfg(test)]

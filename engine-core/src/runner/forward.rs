@@ -150,6 +150,18 @@ impl Runner {
         self.graphs.captured()
     }
 
+    /// Enqueues the ops of the largest step there can be, without inputs: on a `Trace`, this finds out the arena's
+    /// height and whether the device has every op.
+    ///
+    /// # Errors
+    /// `Unsupported` for an op that the device does not have.
+    pub fn enqueue_largest(&mut self) -> Result<()> {
+        let caps = &self.parts.config.caps;
+        let (shape, output) = (largest_shape(caps), largest_output(caps));
+        let layout = Layout::new(&shape, &self.parts.plans);
+        run_eager(&self.parts, &mut *self.stream, &shape, &layout, &output)
+    }
+
     /// Enqueues one step. `view` answers for every row of the plan.
     ///
     /// # Errors
@@ -401,31 +413,6 @@ impl Runner {
     pub fn graph_row_step(&self) -> u32 {
         self.graph_rows_step
     }
-}
-
-/// Bytes of scratch the largest step draws: the arena to give the stream.
-pub fn arena_bytes(model: &DecoderSizes, caps: &StepCaps, dtype: DType) -> u64 {
-    let aligned = |elements: u64, dtype: DType| (elements * dtype.size_bytes() as u64).next_multiple_of(256);
-    let tokens = u64::from(caps.tokens.max(caps.rows));
-    let [h, qkv, q, i, v] =
-        [model.hidden, model.qkv, model.q, model.intermediate, model.vocab].map(u64::from);
-    let act = |width: u64| aligned(tokens * width, dtype);
-    let attention = act(h) + act(qkv) + act(q);
-    let mlp = act(h) + act(i);
-    let logits = u64::from(LOGIT_ROWS_CHUNK.min(caps.rows.max(caps.tokens)));
-    let head = aligned(logits * v, DType::F32) + 2 * aligned(logits * h, dtype);
-    let inputs = 4 * aligned(tokens * u64::from(caps.groups + 3), DType::I32);
-    inputs + act(h) + attention.max(mlp).max(head) + (64 << 10)
-}
-
-/// Widths that size the arena.
-#[derive(Clone, Copy, Debug)]
-pub struct DecoderSizes {
-    pub hidden: u32,
-    pub q: u32,
-    pub qkv: u32,
-    pub intermediate: u32,
-    pub vocab: u32,
 }
 
 /// Prompt positions of this chunk that predict a prompt token.
