@@ -294,10 +294,24 @@ impl<'a> Job<'a> {
             let page = page as usize;
             let count = (kv.page_tokens - offset).min(n - j);
             let keys = kv.key_block(page, self.head).cast::<C>().add(offset);
-            for i in 0..kv.k_dim {
-                elem::to_f32::<S, C>(keys.add(i * kv.page_tokens), s.keys.add(i * TILE + j), count);
+            if count.is_multiple_of(S::W) {
+                for i in 0..kv.k_dim {
+                    for v in (0..count).step_by(S::W) {
+                        let lanes = C::load::<S>(keys.add(i * kv.page_tokens + v));
+                        S::store(s.keys.add(i * TILE + j + v), lanes);
+                    }
+                }
+            } else {
+                for i in 0..kv.k_dim {
+                    elem::to_f32::<S, C>(keys.add(i * kv.page_tokens), s.keys.add(i * TILE + j), count);
+                }
             }
             let values = kv.value_block(page, self.head).cast::<C>().add(offset * kv.v_dim);
+            if kv.v_dim == self.width {
+                elem::to_f32::<S, C>(values, s.values.add(j * self.width), count * kv.v_dim);
+                j += count;
+                continue;
+            }
             for t in 0..count {
                 elem::to_f32::<S, C>(values.add(t * kv.v_dim), s.values.add((j + t) * self.width), kv.v_dim);
             }

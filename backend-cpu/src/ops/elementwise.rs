@@ -4,7 +4,7 @@
 use engine_core::backend::{EwOp, OpKind};
 
 use super::{
-    BLOCK, Kernel, SERIAL_ELEMENTS, load_block, map_block, over_rows, spoil_last, store_block, zip_block,
+    BLOCK, Kernel, MyRows, SERIAL_ELEMENTS, load_block, map_block, spoil_last, store_block, zip_block,
 };
 use crate::memory::View;
 use crate::simd::Simd;
@@ -27,7 +27,8 @@ impl Kernel for Elementwise {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, w: &Worker<'_>, phase: u32) {
         let width = self.out.cols();
-        over_rows(w, self.serial(phase), self.out.rows(), width, |r| {
+        let mut rows = MyRows::new(w, self.serial(phase), self.out.rows(), width);
+        while let Some(r) = rows.next() {
             let (mut x, mut y) = ([0.0; BLOCK], [0.0; BLOCK]);
             for i in (0..width).step_by(BLOCK) {
                 let n = BLOCK.min(width - i);
@@ -38,7 +39,7 @@ impl Kernel for Elementwise {
                 apply::<S>(self.op, &mut x, &y, n);
                 store_block::<S, _>(self.out.dtype, self.out.row(r), i, n, &x);
             }
-        });
+        }
     }
     unsafe fn spoil(&self) {
         spoil_last(&self.out)

@@ -1,8 +1,10 @@
 //! Gemm: `out = residual + scale · act(x · Wᵀ + bias + add)` over dense weights.
 //!
 //! Few rows (one tile): every worker claims runs of panels and streams each once from memory, prefetching; this is
-//! the decode step, bound by bandwidth. More rows: blocks of K are met by all tiles while they sit in the cache, with
-//! narrow weights widened once per block when three or more tiles use them; this is prefill, bound by arithmetic.
+//! the decode step, bound by bandwidth. More rows: a block of 256 steps of K of a panel is widened to f32 into the
+//! first-level cache and met by all tiles there, while the next block is prefetched from memory. Activations that
+//! fit the second-level cache stay there over a whole panel; more of them (prefill, bound by arithmetic) are cut into
+//! blocks of rows and of K that stay there while the panels of a claim pass by.
 //! Activations are interleaved by tile once per op ([k][R]), so that a tile reads them as one stream of broadcasts.
 //! Which way is taken never shows in the bits: see [`super::gemm_tile`].
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of `Kernel::run`")]
@@ -11,7 +13,7 @@ use engine_core::DType;
 use engine_core::backend::{Activation, OpKind};
 
 use super::gemm_tile::{self, Kind, ROWS, Tile, expand};
-use super::{BLOCK, Kernel, load_block, map_block, spoil_last, store_block, zip_block};
+use super::{BLOCK, Kernel, MyRows, load_block, map_block, spoil_last, store_block, zip_block};
 use crate::memory::View;
 use crate::simd::elem::{Elem, with_elem};
 use crate::simd::{Simd, SimdPath, math};
@@ -29,15 +31,17 @@ const CLAIM_BYTES: usize = 512 << 10;
 /// How far ahead weights are prefetched.
 const AHEAD: usize = 2048;
 /// Steps of K in a block that several tiles meet.
-const K_BLOCK: usize = 1024;
+const K_BLOCK: usize = 256;
 /// Bytes of activations that stay in the second-level cache.
 const A_BYTES: usize = 1 << 20;
+/// Rows whose results a worker keeps until they are whole.
+const RESULT_ROWS: usize = 256;
 /// Panels a claim handles at most.
 const MOST_PANELS: usize = 16;
 
 const PRIVATE_AT: usize = 0;
 const RESULTS_AT: usize = PRIVATE_ROWS * MAX_K * 4;
-const RESULTS_BYTES: usize = MOST_PANELS * 256 * PANEL * 4;
+const RESULTS_BYTES: usize = MOST_PANELS * RESULT_ROWS * PANEL * 4;
 const EXPANDED_AT: usize = RESULTS_AT + RESULTS_BYTES;
 /// Private memory a worker needs.
 pub(crate) const SCRATCH_BYTES: usize = EXPANDED_AT + K_BLOCK * PANEL * 4;
@@ -74,6 +78,12 @@ struct Cut {
     k: usize,
     /// Rows handled between two packings of activations.
     super_rows: usize,
+}
+
+/// Packed rows that a claim handles together.
+struct Rows {
+    a: *const u8,
+    tiles: std::ops::Range<usize>,
 }
 
 impl Kernel for Gemm {
@@ -139,7 +149,8 @@ impl Gemm {
     unsafe fn pack<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, first: usize, count: usize) {
         let tiles = count.div_ceil(cut.tile);
         let pieces = cut.k.div_ceil(K_BLOCK);
-        let each = |i: usize| {
+        let mut items = MyRows::new(w, self.serial(0), tiles * pieces, 4096);
+        while let Some(i) = items.next() {
             let (tile, piece) = (i / pieces, i % pieces);
             let row = first + tile * cut.tile;
             let rows = cut.tile.min(first + count - row);
@@ -151,12 +162,6 @@ impl Gemm {
                 ks,
                 self.work.add(tile * cut.kind.act_bytes(cut.k, cut.tile)),
             );
-        };
-        if self.serial(0) {
-            return (0..tiles * pieces).for_each(each);
-        }
-        while let Some(i) = w.claim(tiles * pieces) {
-            each(i);
         }
     }
 
@@ -221,19 +226,14 @@ impl Gemm {
         };
         let run = run.min(share.next_multiple_of(2));
         let claims = self.panels.div_ceil(run);
-        let each = |c: usize| {
+        let mut items = MyRows::new(w, self.serial(0), claims, 4096);
+        while let Some(c) = items.next() {
             let panels = c * run..self.panels.min((c + 1) * run);
             if count <= cut.tile {
                 self.stream::<S>(w, cut, a, first, count, panels);
             } else {
                 self.blocked::<S>(w, cut, a, first, count, panels);
             }
-        };
-        if self.serial(0) {
-            return (0..claims).for_each(each);
-        }
-        while let Some(c) = w.claim(claims) {
-            each(c);
         }
     }
 
@@ -254,7 +254,9 @@ impl Gemm {
         while p < panels.end {
             let two = S::W == 16 && cut.tile <= 3 && p + 1 < panels.end;
             let b = self.w.add(p * self.panel_bytes);
-            let t = Tile { a, b, b_next: self.panel_bytes, k: cut.k, c, c_next, fresh: true, ahead: AHEAD };
+            let (ahead, ahead_step) = (b.wrapping_add(AHEAD), cut.kind.panel_bytes(2) / 2);
+            let (b_next, k) = (self.panel_bytes, cut.k);
+            let t = Tile { a, b, b_next, k, c, c_next, fresh: true, ahead, ahead_step };
             gemm_tile::run::<S>(cut.kind, cut.tile, two, &t);
             for i in 0..if two { 2 } else { 1 } {
                 for r in 0..count {
@@ -265,7 +267,7 @@ impl Gemm {
         }
     }
 
-    /// Many rows: blocks of rows × K whose activations stay in the cache while the panels of the claim pass by.
+    /// Many rows.
     #[inline(always)]
     unsafe fn blocked<S: Simd>(
         &self,
@@ -279,43 +281,76 @@ impl Gemm {
         let c = w.scratch().add(RESULTS_AT).cast::<f32>();
         let wide = w.scratch().add(EXPANDED_AT).cast::<f32>();
         let tiles = count.div_ceil(cut.tile);
-        let steps = K_BLOCK.min(cut.k);
-        let fit = (A_BYTES / cut.kind.act_bytes(steps, cut.tile))
-            .min(RESULTS_BYTES / 4 / PANEL / MOST_PANELS / cut.tile);
-        let block = fit.clamp(1, tiles);
-        let tile_bytes = cut.kind.act_bytes(cut.k, cut.tile);
+        let block = (RESULT_ROWS / cut.tile).clamp(1, tiles);
+        let stays = tiles == block && cut.kind.act_bytes(cut.k, count) <= A_BYTES;
+        // One panel after the other where all activations stay in the cache, else all of the claim together.
+        let together = if stays { 1 } else { panels.len() };
         for start in (0..tiles).step_by(block) {
-            let here = start..tiles.min(start + block);
-            let c_next = here.len() * cut.tile * PANEL;
-            let widen = here.len() > 2 && matches!(cut.kind, Kind::F16 | Kind::Pairs);
-            let kind = if widen { Kind::F32 } else { cut.kind };
-            for k in (0..cut.k).step_by(K_BLOCK) {
-                let steps = K_BLOCK.min(cut.k - k);
-                for (i, p) in panels.clone().enumerate() {
-                    let mut b = self.w.add(p * self.panel_bytes + cut.kind.panel_bytes(k));
-                    if widen {
-                        let source = b;
-                        S::vectorize(
-                            #[inline(always)]
-                            || expand::<S>(cut.kind, source, steps, wide),
-                        );
-                        b = wide.cast();
-                    }
-                    for tile in here.clone() {
-                        let a = a.add(tile * tile_bytes + cut.kind.act_bytes(k, cut.tile));
-                        let c = c.add(i * c_next + (tile - start) * cut.tile * PANEL);
-                        let ahead = if !widen && tile == here.start { AHEAD } else { 0 };
-                        let t = Tile { a, b, b_next: 0, k: steps, c, c_next: 0, fresh: k == 0, ahead };
-                        gemm_tile::run::<S>(kind, cut.tile, false, &t);
+            let rows = Rows { a, tiles: start..tiles.min(start + block) };
+            let mut p = panels.start;
+            while p < panels.end {
+                let some = p..panels.end.min(p + together);
+                for k in (0..cut.k).step_by(K_BLOCK) {
+                    for i in some.clone() {
+                        let next = if stays {
+                            self.w.wrapping_add(i * self.panel_bytes + cut.kind.panel_bytes(k + K_BLOCK))
+                        } else {
+                            self.w.wrapping_add((i + 1) * self.panel_bytes + cut.kind.panel_bytes(k))
+                        };
+                        let c = c.add((i - some.start) * rows.tiles.len() * cut.tile * PANEL);
+                        self.block::<S>(cut, &rows, i, k, wide, c, next);
                     }
                 }
-            }
-            for (i, p) in panels.clone().enumerate() {
-                let rows = here.start * cut.tile..count.min(here.end * cut.tile);
-                for (j, r) in rows.enumerate() {
-                    self.finish::<S>(c.add(i * c_next + j * PANEL), first + r, p);
+                for i in some.clone() {
+                    let c = c.add((i - some.start) * rows.tiles.len() * cut.tile * PANEL);
+                    let begin = rows.tiles.start * cut.tile;
+                    for r in begin..count.min(rows.tiles.end * cut.tile) {
+                        self.finish::<S>(c.add((r - begin) * PANEL), first + r, i);
+                    }
                 }
+                p = some.end;
             }
+        }
+    }
+
+    /// One block of K of one panel with some tiles of rows; `next` is prefetched meanwhile.
+    #[inline(always)]
+    unsafe fn block<S: Simd>(
+        &self,
+        cut: &Cut,
+        rows: &Rows,
+        panel: usize,
+        k: usize,
+        wide: *mut f32,
+        c: *mut f32,
+        next: *const u8,
+    ) {
+        let steps = K_BLOCK.min(cut.k - k);
+        let mut b = self.w.add(panel * self.panel_bytes + cut.kind.panel_bytes(k));
+        let mut kind = cut.kind;
+        if matches!(kind, Kind::F16 | Kind::Pairs) {
+            let source = b;
+            S::vectorize(
+                #[inline(always)]
+                || expand::<S>(kind, source, steps, wide),
+            );
+            (kind, b) = (Kind::F32, wide.cast());
+        }
+        let tile_bytes = cut.kind.act_bytes(cut.k, cut.tile);
+        for tile in rows.tiles.clone() {
+            let first = tile == rows.tiles.start;
+            let t = Tile {
+                a: rows.a.add(tile * tile_bytes + cut.kind.act_bytes(k, cut.tile)),
+                b,
+                b_next: 0,
+                k: steps,
+                c: c.add((tile - rows.tiles.start) * cut.tile * PANEL),
+                c_next: 0,
+                fresh: k == 0,
+                ahead: if first { next } else { std::ptr::null() },
+                ahead_step: cut.kind.panel_bytes(2) / 2,
+            };
+            gemm_tile::run::<S>(kind, cut.tile, false, &t);
         }
     }
 

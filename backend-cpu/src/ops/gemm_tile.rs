@@ -57,8 +57,10 @@ pub(crate) struct Tile {
     pub c_next: usize,
     /// Whether C starts at zero.
     pub fresh: bool,
-    /// Bytes ahead to prefetch weights; 0 for none.
-    pub ahead: usize,
+    /// Weights to bring nearer meanwhile, if any.
+    pub ahead: *const u8,
+    /// How many bytes of them a step of K.
+    pub ahead_step: usize,
 }
 
 /// Rows a tile can have.
@@ -128,19 +130,28 @@ unsafe fn tile<S: Simd, B: Steps, const R: usize, const NV: usize, const P: usiz
         }
     }
     let (mut a, mut b) = (t.a, t.b.add(column * B::COLUMN_BYTES));
-    for _ in 0..t.k / B::STEP {
-        if t.ahead > 0 {
+    let steps = t.k / B::STEP;
+    if t.ahead.is_null() || column > 0 {
+        for _ in 0..steps {
+            B::step::<S, R, NV, P>(a, b, t.b_next, &mut acc);
+            a = a.add(R * B::ACT_BYTES);
+            b = b.add(PANEL * B::COLUMN_BYTES);
+        }
+    } else {
+        let mut ahead = t.ahead;
+        let ahead_step = t.ahead_step * B::STEP;
+        for _ in 0..steps {
             for p in 0..P {
-                let mut line = 0;
-                while line < NV * S::W * B::COLUMN_BYTES {
-                    S::prefetch(b.wrapping_add(p * t.b_next + t.ahead + line));
-                    line += 64;
+                S::prefetch(ahead.wrapping_add(p * t.b_next));
+                if ahead_step > 64 {
+                    S::prefetch(ahead.wrapping_add(p * t.b_next + 64));
                 }
             }
+            ahead = ahead.wrapping_add(ahead_step);
+            B::step::<S, R, NV, P>(a, b, t.b_next, &mut acc);
+            a = a.add(R * B::ACT_BYTES);
+            b = b.add(PANEL * B::COLUMN_BYTES);
         }
-        B::step::<S, R, NV, P>(a, b, t.b_next, &mut acc);
-        a = a.add(R * B::ACT_BYTES);
-        b = b.add(PANEL * B::COLUMN_BYTES);
     }
     for r in 0..R {
         for p in 0..P {

@@ -68,24 +68,39 @@ impl<K: Kernel> Vectorized for RunPhase<'_, K> {
 /// Elements below which a kernel is not worth two threads.
 pub(crate) const SERIAL_ELEMENTS: usize = 16 << 10;
 
-/// Claims rows in chunks of about `1 << 12` elements and runs `each` for every row.
-#[inline(always)]
-pub(crate) fn over_rows(
-    w: &Worker<'_>,
-    serial: bool,
+/// The rows one worker is to do, claimed in chunks of about `1 << 12` elements. A loop over it, not a closure given to
+/// it: a closure would not be compiled for the kernel's instruction set.
+pub(crate) struct MyRows<'a> {
+    worker: &'a Worker<'a>,
+    chunks: usize,
+    chunk: usize,
     rows: usize,
-    row_elements: usize,
-    mut each: impl FnMut(usize),
-) {
-    if serial {
-        (0..rows).for_each(each);
-        return;
+    next: usize,
+    end: usize,
+}
+
+impl<'a> MyRows<'a> {
+    /// All rows when `serial`, else what this worker claims of them.
+    #[inline(always)]
+    pub fn new(worker: &'a Worker<'a>, serial: bool, rows: usize, row_elements: usize) -> Self {
+        let chunk = (4096 / row_elements.max(1)).max(1);
+        let (chunks, end) = if serial { (0, rows) } else { (rows.div_ceil(chunk), 0) };
+        MyRows { worker, chunks, chunk, rows, next: 0, end }
     }
-    let chunk = (4096 / row_elements.max(1)).max(1);
-    while let Some(c) = w.claim(rows.div_ceil(chunk)) {
-        for r in c * chunk..rows.min((c + 1) * chunk) {
-            each(r);
+
+    /// The next row.
+    #[inline(always)]
+    pub fn next(&mut self) -> Option<usize> {
+        if self.next == self.end {
+            if self.chunks == 0 {
+                return None;
+            }
+            let c = self.worker.claim(self.chunks)?;
+            self.next = c * self.chunk;
+            self.end = self.rows.min(self.next + self.chunk);
         }
+        self.next += 1;
+        Some(self.next - 1)
     }
 }
 

@@ -5,7 +5,7 @@ use engine_core::DType;
 use engine_core::backend::OpKind;
 use engine_core::backend::ScatterMode;
 
-use super::{BLOCK, Kernel, SERIAL_ELEMENTS, load_block, over_rows, spoil_last, store_block, zip_block};
+use super::{BLOCK, Kernel, MyRows, SERIAL_ELEMENTS, load_block, spoil_last, store_block, zip_block};
 use crate::memory::View;
 use crate::simd::Simd;
 use crate::threads::Worker;
@@ -30,7 +30,8 @@ impl Kernel for Embed {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, w: &Worker<'_>, phase: u32) {
         let width = self.out.cols();
-        over_rows(w, self.serial(phase), self.out.rows(), width, |t| {
+        let mut rows = MyRows::new(w, self.serial(phase), self.out.rows(), width);
+        while let Some(t) = rows.next() {
             let id = *self.ids.ptr::<i32>().add(t);
             assert!(id < self.vocab as i32, "token id {id} in a vocabulary of {}", self.vocab);
             let mut block = [0.0; BLOCK];
@@ -41,7 +42,7 @@ impl Kernel for Embed {
                 }
                 store_block::<S, _>(self.out.dtype, self.out.row(t), i, n, &block);
             }
-        });
+        }
     }
     unsafe fn spoil(&self) {
         spoil_last(&self.out)
@@ -83,7 +84,8 @@ impl Kernel for GatherRows {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, w: &Worker<'_>, phase: u32) {
         let (width, bytes) = (self.out.cols(), self.out.cols() * self.out.dtype.size_bytes());
-        over_rows(w, self.serial(phase), self.out.rows(), width, |i| {
+        let mut rows = MyRows::new(w, self.serial(phase), self.out.rows(), width);
+        while let Some(i) = rows.next() {
             let row = *self.rows.ptr::<i32>().add(i);
             assert!(row < self.x.rows() as i32, "row {row} of {}", self.x.rows());
             if row < 0 {
@@ -91,7 +93,7 @@ impl Kernel for GatherRows {
             } else {
                 std::ptr::copy_nonoverlapping(self.x.row::<u8>(row as usize), self.out.row::<u8>(i), bytes);
             }
-        });
+        }
     }
     unsafe fn spoil(&self) {
         spoil_last(&self.out)
@@ -161,11 +163,12 @@ impl Kernel for Copy {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, w: &Worker<'_>, phase: u32) {
         let width = self.out.cols();
-        over_rows(w, self.serial(phase), self.out.rows(), width, |r| {
+        let mut rows = MyRows::new(w, self.serial(phase), self.out.rows(), width);
+        while let Some(r) = rows.next() {
             if self.x.dtype == self.out.dtype {
                 let bytes = width * self.out.dtype.size_bytes();
                 std::ptr::copy(self.x.row::<u8>(r), self.out.row::<u8>(r), bytes);
-                return;
+                continue;
             }
             let mut block = [0.0; BLOCK];
             for i in (0..width).step_by(BLOCK) {
@@ -173,7 +176,7 @@ impl Kernel for Copy {
                 load_block::<S, _>(self.x.dtype, self.x.row(r), i, n, &mut block);
                 store_block::<S, _>(self.out.dtype, self.out.row(r), i, n, &block);
             }
-        });
+        }
     }
     unsafe fn spoil(&self) {
         spoil_last(&self.out)

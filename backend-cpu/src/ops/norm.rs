@@ -3,7 +3,7 @@
 
 use engine_core::backend::OpKind;
 
-use super::{Kernel, SERIAL_ELEMENTS, over_rows, spoil_last};
+use super::{Kernel, MyRows, SERIAL_ELEMENTS, spoil_last};
 use crate::memory::View;
 use crate::simd::Simd;
 use crate::simd::elem::{self, with_elem};
@@ -41,12 +41,13 @@ impl Kernel for Norm {
     unsafe fn run<S: Simd>(&self, w: &Worker<'_>, _: u32) {
         let a = &self.0;
         let (width, row) = a.begin::<S>(w);
-        over_rows(w, a.serial(), a.x.rows(), width, |r| {
+        let mut rows = MyRows::new(w, a.serial(), a.x.rows(), width);
+        while let Some(r) = rows.next() {
             a.read_row::<S>(r, row, width);
             let scale = 1.0 / (sum_squares::<S>(row, width) / width as f32 + a.eps).sqrt();
             scale_row::<S>(row, width, scale, a.w);
             a.write_row::<S>(r, row, width);
-        });
+        }
     }
     unsafe fn spoil(&self) {
         spoil_last(&self.0.out)
@@ -62,7 +63,8 @@ impl Kernel for LayerNorm {
     unsafe fn run<S: Simd>(&self, w: &Worker<'_>, _: u32) {
         let a = &self.0;
         let (width, row) = a.begin::<S>(w);
-        over_rows(w, a.serial(), a.x.rows(), width, |r| {
+        let mut rows = MyRows::new(w, a.serial(), a.x.rows(), width);
+        while let Some(r) = rows.next() {
             a.read_row::<S>(r, row, width);
             let mean = total::<S>(row, width) / width as f32;
             for i in 0..width {
@@ -76,7 +78,7 @@ impl Kernel for LayerNorm {
                 }
             }
             a.write_row::<S>(r, row, width);
-        });
+        }
     }
     unsafe fn spoil(&self) {
         spoil_last(&self.0.out)

@@ -4,7 +4,7 @@
 use engine_core::backend::{OpKind, RopeStyle};
 
 use super::movement::spoil_bytes;
-use super::{Kernel, SERIAL_ELEMENTS, over_rows};
+use super::{Kernel, MyRows, SERIAL_ELEMENTS};
 use crate::kv::LayerView;
 use crate::memory::View;
 use crate::simd::Simd;
@@ -44,7 +44,8 @@ impl Kernel for RopeKvWrite {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, w: &Worker<'_>, phase: u32) {
         let [_, tokens, q_heads, d] = self.q.shape.map(|s| s as usize);
-        over_rows(w, self.serial(phase), tokens, q_heads * d, |t| {
+        let mut rows = MyRows::new(w, self.serial(phase), tokens, q_heads * d);
+        while let Some(t) = rows.next() {
             let mut head = Head([0.0; MAX_HEAD]);
             if self.rope.is_some() {
                 for h in 0..q_heads {
@@ -55,7 +56,7 @@ impl Kernel for RopeKvWrite {
             if slot >= 0 {
                 self.write_token::<S>(t, slot as usize, &mut head);
             }
-        });
+        }
     }
     unsafe fn spoil(&self) {
         let tokens = self.q.shape[1] as usize;
