@@ -412,11 +412,13 @@ fn multiply(path: SimdPath) -> f64 {
     const TIMES: usize = 4_000_000;
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a path is only in use where its features are there.
-    match path {
-        SimdPath::Avx512 => return unsafe { x86::fma512(TIMES) },
-        SimdPath::Avx512Bf16 => return unsafe { x86::dot512(TIMES) },
-        SimdPath::Avx2 => return unsafe { x86::fma256(TIMES) },
-        _ => {}
+    unsafe {
+        match path {
+            SimdPath::Avx512 => return x86::fma512(TIMES),
+            SimdPath::Avx512Bf16 => return x86::dot512(TIMES),
+            SimdPath::Avx2 => return x86::fma256(TIMES),
+            _ => {}
+        }
     }
     let _ = path;
     let mut acc = [0.0f32; 64];

@@ -83,6 +83,10 @@ pub(crate) struct Recorded {
 }
 
 /// One command of a stream.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "commands live in a ring of equal slots; boxing them would allocate"
+)]
 pub(crate) enum Work {
     Run(Bound),
     Graph(Arc<Recorded>),

@@ -195,7 +195,7 @@ impl Part {
         let [n, k] = part.shape.map(|s| s as usize);
         let share = |len: usize, rank: u32, world: u32| {
             let (rank, world) = (rank as usize, world as usize);
-            if len % world != 0 {
+            if !len.is_multiple_of(world) {
                 let text = format!("{}: {len} does not divide over {world} ranks", part.name);
                 return Err(Error::Config(text));
             }

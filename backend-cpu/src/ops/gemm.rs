@@ -30,6 +30,8 @@ const PRIVATE_ROWS: usize = 2;
 const CLAIM_BYTES: usize = 512 << 10;
 /// How far ahead weights are prefetched.
 const AHEAD: usize = 2048;
+/// Tiles that share the prefetching of a block.
+const PREFETCH_SHARES: usize = 4;
 /// Steps of K in a block that several tiles meet.
 const K_BLOCK: usize = 256;
 /// Bytes of activations that stay in the second-level cache.
@@ -111,7 +113,7 @@ impl Kernel for Gemm {
         }
         let first = (phase / 2) as usize * cut.super_rows;
         let count = cut.super_rows.min(rows - first);
-        if phase % 2 == 0 {
+        if phase.is_multiple_of(2) {
             self.pack::<S>(w, &cut, first, count);
         } else {
             self.multiply::<S>(w, &cut, self.work, first, count);
@@ -337,8 +339,16 @@ impl Gemm {
             (kind, b) = (Kind::F32, wide.cast());
         }
         let tile_bytes = cut.kind.act_bytes(cut.k, cut.tile);
+        // The first tiles share the prefetching of the next block, so that none asks for more than memory gives.
+        let shares = rows.tiles.len().min(PREFETCH_SHARES);
+        let next_bytes = cut.kind.panel_bytes(steps);
         for tile in rows.tiles.clone() {
-            let first = tile == rows.tiles.start;
+            let share = tile - rows.tiles.start;
+            let ahead = if share < shares {
+                next.wrapping_add(share * (next_bytes / shares))
+            } else {
+                std::ptr::null()
+            };
             let t = Tile {
                 a: rows.a.add(tile * tile_bytes + cut.kind.act_bytes(k, cut.tile)),
                 b,
@@ -347,8 +357,8 @@ impl Gemm {
                 c: c.add((tile - rows.tiles.start) * cut.tile * PANEL),
                 c_next: 0,
                 fresh: k == 0,
-                ahead: if first { next } else { std::ptr::null() },
-                ahead_step: cut.kind.panel_bytes(2) / 2,
+                ahead,
+                ahead_step: next_bytes / shares / steps,
             };
             gemm_tile::run::<S>(kind, cut.tile, false, &t);
         }

@@ -4,6 +4,10 @@
 //! more phases; see [`crate::threads`]. A row of the result never depends on how many rows there are, on who
 //! computes it or on chunking: each row's sums run in one fixed order per path.
 #![allow(unsafe_op_in_unsafe_fn, reason = "kernels run under the one contract stated at `Kernel::run`")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "register tiles are indexed by row and vector, several at a time"
+)]
 
 pub(crate) mod attention;
 pub(crate) mod collective;

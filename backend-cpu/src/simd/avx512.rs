@@ -227,7 +227,8 @@ avx512!(
     true,
     unsafe fn dot_bf16(acc: __m512, pair: __m512i, b: __m512i) -> __m512 {
         // SAFETY: both types are 64 bytes of any bits.
-        let (pair, b): (__m512bh, __m512bh) = (core::mem::transmute(pair), core::mem::transmute(b));
+        let pair = core::mem::transmute::<__m512i, __m512bh>(pair);
+        let b = core::mem::transmute::<__m512i, __m512bh>(b);
         _mm512_dpbf16_ps(acc, pair, b)
     }
 );

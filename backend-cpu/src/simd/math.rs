@@ -7,10 +7,10 @@
 
 use super::Simd;
 
-/// e^x. 0 below -87.3 (where the result would be subnormal) and at -∞; +∞ above 88.7.
+/// e^x. 0 below -86.9 (close to where the result would be subnormal) and at -∞; +∞ above 88.7.
 #[inline(always)]
 pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
-    let low = S::splat(-87.336_54);
+    let low = S::splat(-86.9);
     let high = S::splat(88.722_83);
     let inside = S::min(S::max(x, low), high);
     let n = S::round(S::mul(inside, S::splat(std::f32::consts::LOG2_E)));
@@ -104,4 +104,114 @@ pub(crate) unsafe fn gelu<S: Simd>(x: S::F) -> S::F {
     let erf = S::select(S::gt(S::zero(), z), S::sub(S::zero(), erf), erf);
     let half = S::mul(S::splat(0.5), x);
     S::fma(half, erf, half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{SimdPath, Vectorized, enter};
+
+    #[derive(Clone, Copy)]
+    enum Function {
+        Exp,
+        Ln,
+        Tanh,
+        Silu,
+        Gelu,
+    }
+
+    struct Map<'a>(Function, &'a mut [f32]);
+
+    impl Vectorized for Map<'_> {
+        type Output = ();
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) {
+            for x in self.1.chunks_exact_mut(16) {
+                for i in (0..16).step_by(S::W) {
+                    let p = x.as_mut_ptr().add(i);
+                    let x = S::load(p);
+                    let y = match self.0 {
+                        Function::Exp => exp::<S>(x),
+                        Function::Ln => ln::<S>(x),
+                        Function::Tanh => tanh::<S>(x),
+                        Function::Silu => silu::<S>(x),
+                        Function::Gelu => gelu::<S>(x),
+                    };
+                    S::store(p, y);
+                }
+            }
+        }
+    }
+
+    fn on_every_path(f: Function, inputs: &[f32], check: impl Fn(f32, f32, &str)) {
+        for path in SimdPath::available() {
+            let mut values = inputs.to_vec();
+            // SAFETY: the path is available.
+            unsafe { enter(path, Map(f, &mut values)) };
+            inputs.iter().zip(values).for_each(|(x, y)| check(*x, y, path.name()));
+        }
+    }
+
+    /// Distance in units of the last place of the wanted value.
+    fn ulps(got: f32, want: f64) -> f64 {
+        let w = want as f32;
+        let unit = f64::from(f32::from_bits(w.abs().to_bits() + 1) - w.abs());
+        (f64::from(got) - want).abs() / unit
+    }
+
+    fn spread(low: f32, high: f32) -> Vec<f32> {
+        (0..1 << 16).map(|i| low + (high - low) * i as f32 / 65_536.0).collect()
+    }
+
+    #[test]
+    fn exp_is_within_two_ulps() {
+        on_every_path(Function::Exp, &spread(-86.8, 88.7), |x, y, path| {
+            let error = ulps(y, f64::from(x).exp());
+            assert!(error <= 2.0, "{path}: exp({x}) = {y}, {error} ulps");
+        });
+        let ends = [f32::NEG_INFINITY, -88.0, -1000.0, 0.0, 89.0, f32::INFINITY].repeat(8);
+        on_every_path(Function::Exp, &ends, |x, y, path| {
+            let want = if x < 0.0 { 0.0 } else { x.exp() };
+            assert!(y == want, "{path}: exp({x}) = {y}");
+        });
+    }
+
+    #[test]
+    fn ln_is_within_two_ulps() {
+        let wide: Vec<f32> = spread(-86.0, 88.0).iter().map(|x| x.exp()).collect();
+        for inputs in [wide, spread(0.5, 2.0)] {
+            on_every_path(Function::Ln, &inputs, |x, y, path| {
+                let want = f64::from(x).ln();
+                let error = if want == 0.0 { f64::from(y.abs()) * 1e30 } else { ulps(y, want) };
+                assert!(error <= 2.0, "{path}: ln({x}) = {y}, {error} ulps");
+            });
+        }
+    }
+
+    #[test]
+    fn activations_are_close() {
+        let near = |f: Function, want: fn(f64) -> f64, tolerance: f64| {
+            on_every_path(f, &spread(-20.0, 20.0), |x, y, path| {
+                let want = want(f64::from(x));
+                assert!(
+                    (f64::from(y) - want).abs() <= tolerance * want.abs().max(1.0),
+                    "{path}: f({x}) = {y}"
+                );
+            });
+        };
+        near(Function::Tanh, f64::tanh, 3e-7);
+        near(Function::Silu, |x| x / (1.0 + (-x).exp()), 3e-7);
+        // erf by its series, which converges everywhere.
+        let gelu = |x: f64| {
+            let z = x.abs() / std::f64::consts::SQRT_2;
+            let (mut term, mut sum) = (z, z);
+            for n in 1..400 {
+                term *= -z * z / f64::from(n);
+                sum += term / f64::from(2 * n + 1);
+            }
+            let erf = if z > 4.0 { 1.0 } else { sum * 2.0 / std::f64::consts::PI.sqrt() };
+            0.5 * x * (1.0 + erf * x.signum())
+        };
+        near(Function::Gelu, gelu, 1e-6);
+    }
 }

@@ -10,6 +10,7 @@
 //! has checked before a kernel of that path is ever bound. Pointer arguments must be valid for the lanes read or
 //! written. Nothing needs alignment.
 #![allow(unsafe_op_in_unsafe_fn, reason = "every function here has the one contract stated above")]
+#![allow(clippy::needless_range_loop, reason = "lanes are indexed, several arrays at a time")]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
