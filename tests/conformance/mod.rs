@@ -29,6 +29,9 @@ pub use check::{Report, Verdict, check, run_all};
 pub use devices::{Device, devices};
 pub use rig::{Access, Rig};
 
+/// Makes inputs, runs the op, declares outputs.
+pub type Run = Box<dyn Fn(&mut Rig) -> Result<()> + Send + Sync>;
+
 /// One use of one op.
 pub struct Case {
     pub op: OpKind,
@@ -36,7 +39,7 @@ pub struct Case {
     pub name: String,
     /// Type of the activations: the column of the support matrix.
     pub dtype: DType,
-    pub run: Box<dyn Fn(&mut Rig) -> Result<()> + Send + Sync>,
+    pub run: Run,
 }
 
 impl Case {

@@ -285,7 +285,7 @@ fn rules(vocab: usize) -> Draws {
 /// Stop ids masked or not, an uploaded mask for some rows.
 fn stops_and_mask(vocab: usize) -> Draws {
     let row = |i: u32| {
-        let stops = if i % 2 == 0 { SampleRow::MASK_STOPS } else { 0 };
+        let stops = if i.is_multiple_of(2) { SampleRow::MASK_STOPS } else { 0 };
         let mask = if i >= 4 { SampleRow::MASKED } else { 0 };
         SampleRow { flags: stops | mask | SampleRow::GREEDY, ..DRAW }
     };
