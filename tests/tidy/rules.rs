@@ -145,7 +145,7 @@ pub fn wire_types(sources: &[Source]) -> Vec<String> {
     found
 }
 
-/// Hosts of package registries and paths of some machine are no part of a repository. The lock file's own
+/// Hosts of package registries and paths of some machine are no part of a repository. A lock file's own
 /// `source` lines, which cargo writes and `deny.toml` checks, are.
 pub fn foreign_names(sources: &[Source]) -> Vec<String> {
     // In two halves, so that this file is clean.
@@ -161,7 +161,7 @@ pub fn foreign_names(sources: &[Source]) -> Vec<String> {
     ];
     let folders = [("/work", "/"), ("/home", "/"), ("/root", "/"), ("/Users", "/"), (":\\Users", "\\")];
     let mut found = Vec::new();
-    for s in sources.iter().filter(|s| s.path != "Cargo.lock") {
+    for s in sources.iter().filter(|s| !s.path.ends_with("Cargo.lock")) {
         for (n, line) in s.text.lines().enumerate() {
             for name in hosts.iter().chain(&folders).map(|(a, b)| format!("{a}{b}")) {
                 if names(line, &name) {
