@@ -105,6 +105,11 @@ impl CpuBackend {
         self.shared.path
     }
 
+    /// Where each worker of a compute stream runs; `None` is anywhere.
+    pub(crate) fn cpus(&self) -> &[Option<usize>] {
+        &self.cpus
+    }
+
     /// Workers of a compute stream.
     pub fn threads(&self) -> usize {
         self.cpus.len()

@@ -13,6 +13,7 @@ mod bind;
 mod bound;
 pub mod faults;
 mod kv;
+mod measure;
 mod memory;
 mod ops;
 mod plan;
@@ -26,4 +27,5 @@ mod topology;
 mod weights;
 
 pub use backend::{CpuBackend, CpuConfig, SimdChoice};
+pub use measure::Limits;
 pub use simd::SimdPath;
