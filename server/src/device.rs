@@ -26,6 +26,45 @@ pub fn built_in() -> Vec<&'static str> {
     all.into_iter().filter(|d| d.1).map(|d| d.0).collect()
 }
 
+/// What a device can do at most, as measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MachineLimits {
+    pub read_bytes_per_s: f64,
+    /// Multiplications and additions of the widest multiply-add that the kernels use.
+    pub flop_per_s: f64,
+    pub threads: u32,
+    /// Instruction set or architecture.
+    pub kernels: &'static str,
+}
+
+/// Memory that is read to find a machine's bandwidth, if a quarter of what is free is no less.
+#[cfg(feature = "cpu")]
+const MEASURED_BYTES: u64 = 2 << 30;
+
+/// Measures the limits of the device of this id (`DeviceInfo::id`), which should be idle; `None` for one that has no
+/// such measurement.
+///
+/// # Errors
+/// The device cannot be opened, or has too little memory free.
+pub fn measure_limits(id: &str, options: DeviceOptions) -> Result<Option<MachineLimits>> {
+    let _ = options;
+    match id {
+        #[cfg(feature = "cpu")]
+        "cpu" => {
+            let backend = cpu(options)?;
+            let bytes = MEASURED_BYTES.min(backend.memory()?.free_bytes / 4);
+            let limits = backend.measure_limits(bytes as usize)?;
+            Ok(Some(MachineLimits {
+                read_bytes_per_s: limits.read_bytes_per_s,
+                flop_per_s: limits.flop_per_s,
+                threads: limits.threads as u32,
+                kernels: limits.path.name(),
+            }))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Opens the device. `auto` takes the first of cuda, rocm, wgpu, cpu that this build has and this machine runs.
 ///
 /// # Errors
@@ -61,11 +100,7 @@ fn open_kind(kind: DeviceKind, index: u32, options: DeviceOptions) -> Result<Arc
     let _ = (index, options);
     match kind {
         #[cfg(feature = "cpu")]
-        DeviceKind::Cpu => {
-            let threads = options.threads.map(|n| n as usize);
-            let config = backend_cpu::CpuConfig { threads, ..backend_cpu::CpuConfig::default() };
-            Ok(Arc::new(backend_cpu::CpuBackend::new(config)?))
-        }
+        DeviceKind::Cpu => Ok(Arc::new(cpu(options)?)),
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => backend_cuda::open(index),
         #[cfg(feature = "rocm")]
@@ -79,4 +114,10 @@ fn open_kind(kind: DeviceKind, index: u32, options: DeviceOptions) -> Result<Arc
             other.name()
         ))),
     }
+}
+
+#[cfg(feature = "cpu")]
+fn cpu(options: DeviceOptions) -> Result<backend_cpu::CpuBackend> {
+    let threads = options.threads.map(|n| n as usize);
+    backend_cpu::CpuBackend::new(backend_cpu::CpuConfig { threads, ..backend_cpu::CpuConfig::default() })
 }

@@ -65,6 +65,11 @@ pub fn start_on(
 }
 
 impl ThreadEngine {
+    /// Steps that ended since the start.
+    pub fn steps(&self) -> u64 {
+        self.handle.figures().last_step.steps
+    }
+
     /// Ends the engine thread; open requests fail as shutting down.
     pub fn stop(&self) {
         self.handle.stop();

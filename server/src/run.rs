@@ -48,7 +48,7 @@ fn dispatch(invocation: Invocation, started: Instant) -> ExitCode {
         Command::Chat(args) => ended(commands::chat::run(&args)),
         Command::Complete(args) => ended(commands::complete::run(&args)),
         Command::Bench(args) => bench(&args),
-        Command::Doctor(_) => not_wired("pallium doctor"),
+        Command::Doctor(args) => ended(commands::doctor::run(&args)),
         Command::Pull(args) => ended(commands::pull::run(&args).map(|()| ExitCode::SUCCESS)),
     }
 }
@@ -65,8 +65,10 @@ fn serve(args: &ServeArgs, started: Instant) -> ExitCode {
 fn bench(args: &BenchArgs) -> ExitCode {
     let done = match args {
         BenchArgs::Serve(args) => return bench_serve(args),
+        BenchArgs::Latency(args) => crate::bench::latency::run(args),
+        BenchArgs::Throughput(args) => crate::bench::throughput::run(args),
+        BenchArgs::Startup(args) => crate::bench::startup::run(args),
         BenchArgs::MakeCheckpoint(args) => crate::bench::checkpoint::run(args),
-        other => return not_wired(bench_name(other)),
     };
     ended(done.map(|()| ExitCode::SUCCESS))
 }
@@ -89,21 +91,6 @@ fn bench_serve(args: &BenchServeArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn bench_name(args: &BenchArgs) -> &'static str {
-    match args {
-        BenchArgs::Latency(_) => "pallium bench latency",
-        BenchArgs::Throughput(_) => "pallium bench throughput",
-        BenchArgs::Serve(_) => "pallium bench serve",
-        BenchArgs::Startup(_) => "pallium bench startup",
-        BenchArgs::MakeCheckpoint(_) => "pallium bench make-checkpoint",
-    }
-}
-
-fn not_wired(name: &str) -> ExitCode {
-    report_error(&CliError::new(name, "is not part of this build yet"));
-    ExitCode::FAILURE
 }
 
 /// Writes to standard output. A reader that went away (`pallium --help | head`) is no error.

@@ -216,3 +216,132 @@ fn the_null_device_serves_a_bare_configuration() {
     let stats = String::from_utf8(out.stderr).unwrap();
     assert!(stats.contains(" tokens]"), "{stats}");
 }
+
+fn json_file(path: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn bench_latency_prints_and_writes_its_figures() {
+    let dir = TempDir::new("latency");
+    let (model, file) = (tiny_checkpoint(&dir), dir.path("latency.json"));
+    let lengths = ["--input-len", "8", "--output-len", "5", "--batch-size", "2", "--n", "2"];
+    let rounds = ["--num-iters-warmup", "1", "--num-iters", "3", "--threads", "1", "--output-json", &file];
+    let printed = said(&[&["bench", "latency", &model][..], &lengths, &rounds].concat());
+    let lines: Vec<&str> = printed.lines().collect();
+    assert!(lines[0].starts_with("Avg latency: ") && lines[0].ends_with(" seconds"), "{printed}");
+    let percentiles: Vec<&str> = lines[1..7].iter().map(|l| l.split('%').next().unwrap()).collect();
+    assert_eq!(percentiles, ["10", "25", "50", "75", "90", "99"], "{printed}");
+    assert!(
+        lines[7].starts_with("Prefill: 4 x 8 tokens in ") && lines[8].starts_with("Decode: "),
+        "{printed}"
+    );
+    assert!(lines[9].starts_with("Machine limit: ") && lines[9].contains("(1 threads, "), "{printed}");
+    let figures = json_file(&file);
+    assert_eq!(keys(&figures)[..3], ["avg_latency", "latencies", "percentiles"]);
+    assert_eq!(keys(&figures["percentiles"]), ["10", "25", "50", "75", "90", "99"]);
+    let latencies: Vec<f64> =
+        figures["latencies"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
+    assert_eq!(latencies.len(), 3);
+    let mean = latencies.iter().sum::<f64>() / 3.0;
+    assert!((figures["avg_latency"].as_f64().unwrap() - mean).abs() < 1e-9);
+    let (prefill_s, step_s) =
+        (figures["prefill_s"].as_f64().unwrap(), figures["decode_step_s"].as_f64().unwrap());
+    assert!(prefill_s > 0.0 && prefill_s < latencies.iter().copied().fold(0.0, f64::max) && step_s > 0.0);
+    for part in ["prefill", "decode"] {
+        let share = figures[part]["share_of_limit"].as_f64().unwrap();
+        assert!(share > 0.0 && share < 2.0, "{part}: {share}");
+    }
+    assert!(figures["machine_limits"]["read_bytes_per_s"].as_f64().unwrap() > 1e8);
+    let long = output(&["bench", "latency", &model, "--input-len", "2000", "--output-len", "100"]);
+    let complaint = String::from_utf8(long.stderr).unwrap();
+    assert!(complaint.contains("exceed the context of 2048 tokens"), "{complaint}");
+}
+
+#[test]
+fn bench_throughput_counts_every_token() {
+    let dir = TempDir::new("throughput");
+    let (model, file) = (tiny_checkpoint(&dir), dir.path("throughput.json"));
+    let random = ["--num-prompts", "12", "--input-len", "9", "--output-len", "4", "--threads", "1"];
+    let command = ["bench", "throughput", &model, "--n", "2", "--output-json", &file];
+    let printed = said(&[&command[..], &random].concat());
+    let first = printed.lines().next().unwrap();
+    assert!(first.starts_with("Throughput: ") && first.contains(" requests/s, "), "{printed}");
+    assert!(first.contains(" total tokens/s, ") && first.ends_with(" output tokens/s"), "{printed}");
+    let figures = json_file(&file);
+    assert_eq!(
+        keys(&figures)[..6],
+        [
+            "model_id",
+            "elapsed_time",
+            "num_requests",
+            "total_num_tokens",
+            "requests_per_second",
+            "tokens_per_second"
+        ]
+    );
+    assert_eq!(figures["num_requests"], 12);
+    assert_eq!((&figures["total_prompt_tokens"], &figures["total_output_tokens"]), (&json!(108), &json!(96)));
+    assert_eq!(figures["total_num_tokens"], 204);
+
+    let prompts = dir.path("prompts.jsonl");
+    std::fs::write(&prompts, "{\"prompt\": \"Hello there\"}\n{\"prompt\": \"Bye\"}\n").unwrap();
+    let custom = ["--dataset-name", "custom", "--dataset-path", &prompts, "--output-len", "3"];
+    said(&[&["bench", "throughput", &model, "--threads", "1", "--output-json", &file][..], &custom].concat());
+    let figures = json_file(&file);
+    assert_eq!((&figures["num_requests"], &figures["total_output_tokens"]), (&json!(2), &json!(6)));
+    let missing = ["--dataset-name", "sharegpt", "--dataset-path", "no-such.json"];
+    let out = output(&[&["bench", "throughput", &model][..], &missing].concat());
+    assert!(String::from_utf8(out.stderr).unwrap().contains("--dataset-path no-such.json"));
+}
+
+#[test]
+fn bench_startup_times_this_very_program() {
+    let dir = TempDir::new("startup");
+    let (model, file) = (tiny_checkpoint(&dir), dir.path("startup.json"));
+    let counts = ["--num-iters-cold", "1", "--num-iters-warm", "2", "--output-json", &file];
+    let printed = said(&[&["bench", "startup", &model, "--max-num-seqs", "3"][..], &counts].concat());
+    assert!(printed.contains("Cold starts: 1") && printed.contains("Warm starts: 2"), "{printed}");
+    let figures = json_file(&file);
+    for (kind, count) in [("cold", 1), ("warm", 2)] {
+        let times = figures[format!("{kind}_startup_times")].as_array().unwrap();
+        let ready = figures[format!("avg_{kind}_ready_time")].as_f64().unwrap();
+        let first = figures[format!("avg_{kind}_startup_time")].as_f64().unwrap();
+        assert!(times.len() == count && ready > 0.0 && ready < first, "{figures}");
+    }
+    let broken = output(&["bench", "startup", &model, "--kv-cache-memory-bytes", "1k"]);
+    let complaint = String::from_utf8(broken.stderr).unwrap();
+    assert!(complaint.contains("the server did not start") && complaint.contains("KV cache"), "{complaint}");
+}
+
+#[test]
+fn doctor_says_what_there_is_and_what_fits() {
+    let text = said(&["doctor"]);
+    for wanted in ["\nMachine\n", "CPU", "\nDevices\n", "cuda", "\nModels\n", "pallium-demo", "Llama 3.1 8B"]
+    {
+        assert!(text.contains(wanted), "no {wanted:?} in\n{text}");
+    }
+    let dir = TempDir::new("doctor");
+    let model = tiny_checkpoint(&dir);
+    let report: Value =
+        serde_json::from_str(&said(&["doctor", &model, "--json", "--max-model-len", "64"])).unwrap();
+    assert!(report["machine"]["usable_cpus"].as_u64().unwrap() >= 1);
+    let devices = report["devices"].as_array().unwrap();
+    let cpu = devices.iter().find(|d| d["kind"] == "cpu").unwrap();
+    assert_eq!(cpu["runs"], true, "{cpu}");
+    assert!(devices.iter().all(|d| d["runs"] == true || d["reason"].as_str().is_some_and(|r| r.len() > 20)));
+    let fit = &report["models"][0];
+    let size = std::fs::metadata(Path::new(&model).join("model.safetensors")).unwrap().len();
+    let weights = fit["weight_bytes"].as_u64().unwrap();
+    assert!(weights <= size && size < weights + 8192, "all but the header of {size} bytes: {fit}");
+    assert_eq!((&fit["max_model_len"], &fit["longest_context"]), (&json!(64), &json!(64)));
+    // Keys and values of 16 elements, 4 bytes each.
+    assert_eq!(fit["kv_bytes_per_token"], 128);
+    let missing = pallium(&["doctor", "no-such/model"]).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8(missing.stderr).unwrap().contains("no-such/model"));
+}

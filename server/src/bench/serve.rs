@@ -9,7 +9,7 @@ mod body;
 mod connection;
 mod dataset;
 mod report;
-mod rng;
+pub(super) mod rng;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

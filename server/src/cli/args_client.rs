@@ -190,6 +190,8 @@ pub struct ResultFile {
 pub struct BenchStartupArgs {
     pub engine: EngineArgs,
     pub logging: LoggingArgs,
+    /// The flags of the engine that were given, as the environment twins of `serve`. Among them may be a token.
+    pub serve_variables: Vec<(String, Secret)>,
     pub num_iters_cold: u32,
     pub num_iters_warm: u32,
     pub output_json: Option<PathBuf>,

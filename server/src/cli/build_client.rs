@@ -121,6 +121,7 @@ pub fn bench_startup_args(flags: &mut Resolved) -> Result<BenchStartupArgs, CliE
     Ok(BenchStartupArgs {
         engine: engine_args(flags)?,
         logging: logging_args(flags),
+        serve_variables: flags.variables(super::flags::ENGINE),
         num_iters_cold: flags.int("num-iters-cold"),
         num_iters_warm: flags.int("num-iters-warm"),
         output_json: flags.opt_path("output-json"),

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value as Json;
 
-use super::args::JsonMap;
+use super::args::{JsonMap, Secret};
 use super::choices::{Choice, DeviceChoice};
 use super::commands::CommandSpec;
 use super::error::CliError;
-use super::flag::{Flag, Kind, Map, Mapped, Status};
+use super::flag::{Flag, Group, Kind, Map, Mapped, Status};
 use super::lex::Lexed;
 use super::sources::{Assignment, Env, from_environment, from_file};
 use super::value::{Value, dotted_value, parse_value};
@@ -283,6 +283,19 @@ impl Resolved {
     pub fn is_given(&self, name: &str) -> bool {
         self.read.borrow_mut().insert(name.to_owned());
         self.values.get(name).is_some_and(|given| !given.subject.is_empty())
+    }
+    /// What was given of these groups' flags, as environment twins: another process of this program that reads
+    /// them is started alike.
+    pub fn variables(&self, groups: &[Group]) -> Vec<(String, Secret)> {
+        let flags = groups.iter().flat_map(|group| group.flags.iter());
+        let twin = |flag: &Flag| {
+            if !matches!(flag.status, Status::Active | Status::Neutral { .. }) {
+                return None;
+            }
+            let given = self.values.get(flag.name).filter(|given| !given.subject.is_empty())?;
+            Some((flag.env_name()?, Secret::new(given.value.as_ref()?.text())))
+        };
+        flags.filter_map(twin).collect()
     }
     /// Flags that were read so far.
     #[cfg(test)]

@@ -21,6 +21,22 @@ pub enum Value {
     Auto,
 }
 
+impl Value {
+    /// The value as it could be typed.
+    pub fn text(&self) -> String {
+        match self {
+            Value::Bool(on) => on.to_string(),
+            Value::Int(number) => number.to_string(),
+            Value::Float(number) => number.to_string(),
+            Value::Text(text) => text.clone(),
+            Value::Json(map) => Json::Object(map.clone()).to_string(),
+            Value::List(items) => Json::from(items.clone()).to_string(),
+            Value::Device(device) => device.to_string(),
+            Value::Auto => "auto".to_owned(),
+        }
+    }
+}
+
 /// Parses `text` as a value of this kind.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod chat;
 pub mod complete;
+pub mod doctor;
 pub mod events;
 pub mod pull;
 mod show;

@@ -7,7 +7,7 @@ use crate::cli::commands::{Action, COMMANDS, CommandSpec};
 use crate::cli::flag::{Flag, Kind, Map, Status};
 use crate::cli::lex::lex;
 use crate::cli::resolve::resolve;
-use crate::cli::{build, build_client};
+use crate::cli::{BenchArgs, build, build_client};
 
 /// A value that the flag accepts for now, and is not its default if it can be helped.
 fn sample(flag: &Flag) -> String {
@@ -434,4 +434,35 @@ fn random_lines_end_in_a_result() {
             assert!(!error.message.is_empty(), "{line:?}");
         }
     }
+}
+
+#[test]
+fn a_server_that_bench_startup_starts_has_the_same_flags() {
+    let mut given = 0;
+    for flag in crate::cli::flags::ENGINE.iter().flat_map(|group| group.flags.iter()) {
+        if !matches!(flag.status, Status::Active | Status::Neutral { .. }) {
+            continue;
+        }
+        for way in spellings(flag) {
+            let line = ["bench", "startup"].into_iter().chain(way.iter().map(String::as_str));
+            let parsed = words(&line.collect::<Vec<_>>()).map(|i| i.command);
+            let Ok(Command::Bench(args)) = parsed else {
+                // What comes later refuses every value.
+                assert!(matches!(flag.status, Status::Neutral { .. }), "{way:?} gave {parsed:?}");
+                continue;
+            };
+            let BenchArgs::Startup(args) = *args else { panic!("{way:?} is of another bench") };
+            let variables: Vec<(&str, &str)> =
+                args.serve_variables.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
+            assert_eq!(variables.len(), 1, "{way:?}");
+            let served = serve_of(with_env(&["serve"], &variables));
+            assert_eq!(
+                (served.engine, served.logging),
+                (args.engine, args.logging),
+                "{way:?}: {variables:?}"
+            );
+            given += 1;
+        }
+    }
+    assert!(given > 100, "{given}");
 }
