@@ -18,49 +18,9 @@ use crate::weights::{CpuWeight, Layout};
 pub(crate) fn bind(s: &mut CpuStream, op: &Op<'_>) -> Option<Bound> {
     Some(match *op {
         Op::Embed { table, ids, out } => embed(s, table, ids, out),
-        Op::GatherRows { x, rows, out } => {
-            let (x, rows, out) = (s.view(x), integers(s.view(rows), out.rows()), s.view(out));
-            assert_eq!((x.cols(), x.dtype), (out.cols(), out.dtype), "GatherRows of rows of another kind");
-            movement::GatherRows { x, rows, out }.into()
-        }
-        Op::ScatterRows { x, rows, mode, out } => {
-            let (x, rows, out) = (s.view(x), integers(s.view(rows), x.rows()), s.view(out));
-            assert_eq!(x.cols(), out.cols(), "ScatterRows of rows of another width");
-            movement::ScatterRows { x, rows, mode, out }.into()
-        }
-        Op::Copy { x, out } => copy(s, x, out, OpKind::Copy),
-        Op::CopyPages { kv, pairs } => {
-            let layer = kv.first()?;
-            s.keep(layer.shared());
-            let pool: &Pool = layer.inner();
-            let (pool, page_bytes, pages) = (pool.region.base(), pool.page_bytes, pool.pages);
-            let pairs = pairs_of(s.view(pairs));
-            movement::CopyPages { pool, page_bytes, pages, pairs }.into()
-        }
-        Op::UpdateTables { pairs, tables } => {
-            assert!(tables.is_contiguous(), "UpdateTables of strided tables");
-            let (pairs, tables) = (pairs_of(s.view(pairs)), words(s.view(tables)));
-            movement::UpdateTables { pairs, tables }.into()
-        }
         Op::NextInputs(n) => next_inputs(s, n),
         Op::PlanOnDevice { plan, rows, kv_len, cu_q, tables } => {
-            s.keep(plan.shared());
-            let inner: &Plan = plan.inner();
-            if let Some(owner) = s.owner(tables) {
-                inner.hold(owner);
-            }
-            let n = rows.cols();
-            let group = plan.spec().group as usize;
-            assert!(group < tables.shape()[1] as usize, "KV group {group} of {:?}", tables.shape());
-            let kernel = inputs::PlanOnDevice {
-                plan: &inner.state,
-                rows: integers(s.view(rows), n),
-                kv_len: integers(s.view(kv_len), n),
-                cu_q: integers(s.view(cu_q), n + 1),
-                tables: words(s.view(tables)),
-                group,
-            };
-            kernel.into()
+            plan_on_device(s, plan, [rows, kv_len, cu_q], tables)
         }
         Op::Gemm { x, w, e, out } => gemm(s, x, w, e, out),
         Op::Norm { x, residual, w, eps, out } => {
@@ -104,6 +64,37 @@ pub(crate) fn bind(s: &mut CpuStream, op: &Op<'_>) -> Option<Bound> {
         Op::AllReduce { x, .. } => collective::AllReduce { x: s.view(x) }.into(),
         Op::AllGather { x, out, .. } => copy(s, x, out, OpKind::AllGather),
         Op::ReduceScatter { x, out, .. } => copy(s, x, out, OpKind::ReduceScatter),
+        _ => return movement(s, op),
+    })
+}
+
+/// Ops that only move data.
+fn movement(s: &mut CpuStream, op: &Op<'_>) -> Option<Bound> {
+    Some(match *op {
+        Op::GatherRows { x, rows, out } => {
+            let (x, rows, out) = (s.view(x), integers(s.view(rows), out.rows()), s.view(out));
+            assert_eq!((x.cols(), x.dtype), (out.cols(), out.dtype), "GatherRows of rows of another kind");
+            movement::GatherRows { x, rows, out }.into()
+        }
+        Op::ScatterRows { x, rows, mode, out } => {
+            let (x, rows, out) = (s.view(x), integers(s.view(rows), x.rows()), s.view(out));
+            assert_eq!(x.cols(), out.cols(), "ScatterRows of rows of another width");
+            movement::ScatterRows { x, rows, mode, out }.into()
+        }
+        Op::Copy { x, out } => copy(s, x, out, OpKind::Copy),
+        Op::CopyPages { kv, pairs } => {
+            let layer = kv.first()?;
+            s.keep(layer.shared());
+            let pool: &Pool = layer.inner();
+            let (pool, page_bytes, pages) = (pool.region.base(), pool.page_bytes, pool.pages);
+            let pairs = pairs_of(s.view(pairs));
+            movement::CopyPages { pool, page_bytes, pages, pairs }.into()
+        }
+        Op::UpdateTables { pairs, tables } => {
+            assert!(tables.is_contiguous(), "UpdateTables of strided tables");
+            let (pairs, tables) = (pairs_of(s.view(pairs)), words(s.view(tables)));
+            movement::UpdateTables { pairs, tables }.into()
+        }
         _ => return None,
     })
 }
@@ -154,6 +145,31 @@ fn next_inputs(s: &mut CpuStream, n: NextInputs) -> Bound {
         kv_len: integers(s.view(n.kv_len), sequences),
     };
     assert!(kernel.page_tokens > 0, "NextInputs with pages of no tokens");
+    kernel.into()
+}
+
+fn plan_on_device(
+    s: &mut CpuStream,
+    plan: &engine_core::backend::AttnPlan,
+    [rows, kv_len, cu_q]: [Tensor; 3],
+    tables: Tensor,
+) -> Bound {
+    s.keep(plan.shared());
+    let inner: &Plan = plan.inner();
+    if let Some(owner) = s.owner(tables) {
+        inner.hold(owner);
+    }
+    let n = rows.cols();
+    let group = plan.spec().group as usize;
+    assert!(group < tables.shape()[1] as usize, "KV group {group} of {:?}", tables.shape());
+    let kernel = inputs::PlanOnDevice {
+        plan: &inner.state,
+        rows: integers(s.view(rows), n),
+        kv_len: integers(s.view(kv_len), n),
+        cu_q: integers(s.view(cu_q), n + 1),
+        tables: words(s.view(tables)),
+        group,
+    };
     kernel.into()
 }
 

@@ -44,26 +44,7 @@ fn steady_state_allocates_nothing() {
     let head = rig.weight(&noise(2, 1000 * 64), [1000, 64], DType::F32, Uses::Linear);
     let norm = rig.vector(&noise(3, 64));
     let sampler = rig.backend.sampler(&caps()).unwrap();
-    let spec = AttnSpec {
-        group: 0,
-        q_heads: 4,
-        kv_heads: 2,
-        k_dim: 16,
-        v_dim: 16,
-        mask: Mask::Causal,
-        q_dtype: DType::F32,
-        kv_dtype: DType::F32,
-        page_tokens: 16,
-    };
-    let group = KvGroupSpec {
-        kind: KvKind::Full,
-        layers: 1,
-        kv_heads: 2,
-        k_dim: 16,
-        v_dim: 16,
-        dtype: DType::F32,
-        page_tokens: 16,
-    };
+    let (spec, group) = small_attention();
     let pool = rig.backend.kv_pool(&[group], 16).unwrap();
     let plan = rig.backend.attn_plan(&spec, &caps()).unwrap();
     let ids = rig.ints(&[1, 2, 3, 4], &[4]);
@@ -121,6 +102,30 @@ fn steady_state_allocates_nothing() {
     let before = ALLOCATIONS.load(Ordering::SeqCst);
     (0..200).for_each(|_| step(&mut rig, &mut slot));
     assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0, "allocations in 200 steps");
+}
+
+fn small_attention() -> (AttnSpec, KvGroupSpec) {
+    let spec = AttnSpec {
+        group: 0,
+        q_heads: 4,
+        kv_heads: 2,
+        k_dim: 16,
+        v_dim: 16,
+        mask: Mask::Causal,
+        q_dtype: DType::F32,
+        kv_dtype: DType::F32,
+        page_tokens: 16,
+    };
+    let group = KvGroupSpec {
+        kind: KvKind::Full,
+        layers: 1,
+        kv_heads: 2,
+        k_dim: 16,
+        v_dim: 16,
+        dtype: DType::F32,
+        page_tokens: 16,
+    };
+    (spec, group)
 }
 
 #[test]
