@@ -105,6 +105,7 @@ pub struct Rigged {
 
 impl Rigged {
     /// `inner`, with a rig.
+    #[expect(clippy::new_ret_no_self, reason = "handed out as a backend, with the rig beside it")]
     pub fn new(inner: Arc<dyn Backend>) -> (Arc<dyn Backend>, Arc<Rig>) {
         let rig = Arc::new(Rig::default());
         (Arc::new(Rigged { inner, rig: rig.clone() }), rig)

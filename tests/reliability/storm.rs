@@ -20,7 +20,7 @@ fn ten_thousand_requests_with_aborts_at_random_leave_nothing_behind() {
     };
     let e = TestEngine::start(null::backend(), &null::config(512), &SOURCE, &options);
     let mut rng = Rng::new(5);
-    let mut open: Vec<(RequestId, Option<(u64, usize, u32)>)> = Vec::new();
+    let mut open: Vec<Open> = Vec::new();
     let mut aborted = 0;
     for seed in 0..REQUESTS {
         let (prompt, max_tokens) = (rng.between(1, 200) as usize, rng.between(1, 120));
@@ -49,8 +49,11 @@ fn ten_thousand_requests_with_aborts_at_random_leave_nothing_behind() {
     assert!(stats.preemptions > 0 && aborted > 3_000, "{} preemptions, {aborted} aborts", stats.preemptions);
 }
 
+/// A submitted request, with its seed, prompt length and tokens unless it was aborted.
+type Open = (RequestId, Option<(u64, usize, u32)>);
+
 /// Waits for all of them. Who was not aborted has exactly what it would have had alone.
-fn settle(e: &TestEngine, open: &mut Vec<(RequestId, Option<(u64, usize, u32)>)>) {
+fn settle(e: &TestEngine, open: &mut Vec<Open>) {
     let ids: Vec<RequestId> = open.iter().map(|o| o.0).collect();
     for (got, (id, whole)) in e.wait(&ids).into_iter().zip(open.drain(..)) {
         assert_eq!(got.ends, 1, "{id:?}");
