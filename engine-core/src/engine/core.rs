@@ -97,12 +97,12 @@ impl Engine {
                 Err(std::sync::mpsc::TryRecvError::Disconnected) => return Next::Stop,
                 Err(std::sync::mpsc::TryRecvError::Empty) => {
                     if self.scheduler.has_work() || !self.state.in_flight.is_empty() {
+                        self.shared.busy();
                         return Next::Step;
                     }
                     self.shared.progress(Progress::Idle);
                     match self.inbox.recv() {
                         Ok(message) => {
-                            self.shared.progress(Progress::Stepped);
                             if self.handle(message) == Next::Stop {
                                 return Next::Stop;
                             }

@@ -65,6 +65,13 @@ impl Shared {
         self.state.fetch_max(code, Ordering::AcqRel);
     }
 
+    /// There is work: from now on time without a step's end is a stall.
+    pub(super) fn busy(&self) {
+        if self.busy_since_ms.load(Ordering::Relaxed) == 0 {
+            self.progress(Progress::Stepped);
+        }
+    }
+
     /// Called after each step, and with `Idle` before sleeping.
     pub(super) fn progress(&self, now: Progress) {
         let at = match now {
