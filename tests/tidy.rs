@@ -12,9 +12,7 @@ mod source;
 
 /// What may be longer than [`rules::FUNCTION_LINES`] or [`rules::FILE_LINES`]: file, function (`""`: the file), why.
 const LONG: &[(&str, &str, &str)] = &[
-    ("backend-cpu/src/bind.rs", "bind", "one match: each op and its kernel"),
     ("backend-cpu/src/reference/bind.rs", "bind", "one match: each op and the reference function it runs"),
-    ("backend-cpu/tests/stream.rs", "steady_state_allocates_nothing", "one decode step laid out op by op"),
     ("engine-core/src/backend/checked/ops.rs", "check", "one match: each op and what its operands must be"),
     ("server/src/cli/tests/errors.rs", "messages", "one table: each wrong command line and its message"),
 ];
