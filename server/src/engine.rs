@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine_core::backend::{Backend, CaptureLevel};
+use engine_core::backend::{Backend, CaptureLevel, Invariance};
 use engine_core::engine::build::{MaxModelLen as CoreLen, Running};
 use engine_core::engine::types::{OutputSink, Refused, Request, RequestId};
 use engine_core::engine::{EngineHandle, EngineOptions, EngineState, QueueLimits, StartupReport};
@@ -156,6 +156,7 @@ fn options(args: &EngineArgs, vocab: u32, threads: u32) -> EngineOptions {
         capture: if args.enforce_eager { CaptureLevel::Never } else { CaptureLevel::Any },
         capture_sizes: capture_sizes(args),
         steps_in_flight: neutral.steps_in_flight,
+        invariance: if args.batch_invariant { Invariance::Batch } else { Invariance::None },
         max_logprobs: args.max_logprobs.unwrap_or(vocab),
         queue: QueueLimits {
             requests: args.max_num_queued_reqs.map_or(neutral.queue.requests, |n| n as usize),

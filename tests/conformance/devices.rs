@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 #[cfg(feature = "cpu")]
 use backend_cpu::{CpuBackend, CpuConfig, SimdChoice};
-use engine_core::backend::Backend;
 use engine_core::backend::checked::Checked;
+use engine_core::backend::{Backend, Invariance};
 
 /// One device under test.
 #[derive(Clone)]
@@ -16,12 +16,19 @@ pub struct Device {
     pub column: &'static str,
     /// Wrapped in `Checked`, so that a case that breaks the seam's own rules fails at once.
     pub backend: Arc<dyn Backend>,
+    /// Whether this code path promises that a row's bits do not depend on its neighbours.
+    pub invariance: Invariance,
 }
 
 impl Device {
     /// A device under a name.
     pub fn new(name: impl Into<String>, column: &'static str, backend: Arc<dyn Backend>) -> Self {
-        Device { name: name.into(), column, backend: Arc::new(Checked::new(backend)) }
+        Device {
+            name: name.into(),
+            column,
+            backend: Arc::new(Checked::new(backend)),
+            invariance: Invariance::Batch,
+        }
     }
 }
 
@@ -30,6 +37,8 @@ pub fn devices() -> Vec<Device> {
     let mut devices = Vec::new();
     #[cfg(feature = "cpu")]
     cpu(&mut devices);
+    #[cfg(feature = "cuda")]
+    cuda(&mut devices);
     devices
 }
 
@@ -46,4 +55,28 @@ fn cpu(devices: &mut Vec<Device>) {
         let backend = CpuBackend::new(config).expect("an available path");
         devices.push(Device::new(format!("cpu/{}", path.name()), "cpu", Arc::new(backend)));
     }
+}
+
+/// The first GPU, with the kernels of batch-invariant mode and with the fast ones; opened once in a process.
+#[cfg(feature = "cuda")]
+fn cuda(devices: &mut Vec<Device>) {
+    type Opened = (&'static str, Invariance, Arc<dyn Backend>);
+    static OPENED: std::sync::OnceLock<Vec<Opened>> = std::sync::OnceLock::new();
+    let open = |(name, paths, invariance)| match backend_cuda::open_with(0, paths) {
+        Ok(backend) => Some((name, invariance, backend)),
+        Err(why) => {
+            println!("left out: {name}: {why}");
+            None
+        }
+    };
+    let paths = [
+        ("cuda", backend_cuda::Paths::AsAsked, Invariance::Batch),
+        ("cuda/fast", backend_cuda::Paths::Fast, Invariance::None),
+    ];
+    let opened = OPENED.get_or_init(|| paths.into_iter().filter_map(open).collect());
+    let device = |(name, invariance, backend): &Opened| Device {
+        invariance: *invariance,
+        ..Device::new(*name, "cuda", backend.clone())
+    };
+    devices.extend(opened.iter().map(device));
 }

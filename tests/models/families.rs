@@ -64,3 +64,9 @@ fn every_simd_path_of_this_host_answers_as_transformers_does() {
 fn the_scalar_reference_answers_as_transformers_does() {
     for_each_family(|golden| golden.check_alone(&reference));
 }
+
+#[test]
+#[cfg(feature = "cuda")]
+fn cuda_answers_as_transformers_does() {
+    tests::engine::on_cuda(&|cuda| for_each_family(|golden| golden.check_every_way(cuda)));
+}

@@ -34,8 +34,7 @@ fn cpu() -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap())
 }
 
-#[test]
-fn stories260k_reproduces_its_goldens() {
+fn with_stories(check: impl Fn(&Golden<'_>)) {
     let Some(shared) = tests::shared_dir() else {
         println!("left out: ../shared/models/stories260k is not here");
         return;
@@ -46,5 +45,17 @@ fn stories260k_reproduces_its_goldens() {
     let text = std::fs::read_to_string(dir.join("golden.json")).unwrap();
     let file: File = serde_json::from_str(&text).unwrap();
     let cases: Vec<Case> = file.cases.into_iter().map(Case::from).collect();
-    Golden { name: "stories260k", config: &config, source: &checkpoint, cases: &cases }.check_every_way(&cpu);
+    let golden = Golden { name: "stories260k", config: &config, source: &checkpoint, cases: &cases };
+    check(&golden);
+}
+
+#[test]
+fn stories260k_reproduces_its_goldens() {
+    with_stories(|golden| golden.check_every_way(&cpu));
+}
+
+#[test]
+#[cfg(feature = "cuda")]
+fn cuda_reproduces_its_goldens() {
+    tests::engine::on_cuda(&|cuda| with_stories(|golden| golden.check_every_way(cuda)));
 }

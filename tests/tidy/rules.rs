@@ -11,8 +11,15 @@ pub const FILE_LINES: usize = 800;
 
 /// `cfg(feature = ..)` on a backend stands nowhere else.
 /// (the conformance cases need the reference, which is in the CPU backend).
-const FEATURE_FILES: [&str; 3] =
-    ["server/src/device.rs", "tests/conformance/devices.rs", "tests/common/lib.rs"];
+const FEATURE_FILES: [&str; 7] = [
+    "server/src/device.rs",
+    "kernels/src/lib.rs",
+    "tests/conformance/devices.rs",
+    "tests/common/lib.rs",
+    "tests/common/engine.rs",
+    "tests/models/families.rs",
+    "tests/models/stories260k.rs",
+];
 const BACKENDS: [&str; 4] = ["cpu", "cuda", "rocm", "wgpu"];
 /// The one module of engine-core and server with `unsafe`.
 const MAPS_FILES: &str = "engine-core/src/loader/mmap.rs";

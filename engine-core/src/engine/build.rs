@@ -44,6 +44,8 @@ pub struct EngineOptions {
     pub max_logprobs: u32,
     pub queue: QueueLimits,
     pub loader_threads: u32,
+    /// `--batch-invariant`: whether a row's bits may depend on its neighbours.
+    pub invariance: Invariance,
 }
 
 /// The context length asked for.
@@ -74,6 +76,7 @@ impl Default for EngineOptions {
             max_logprobs: 20,
             queue: QueueLimits { requests: crate::limits::MAX_QUEUED_REQUESTS, tokens: None },
             loader_threads: 2,
+            invariance: Invariance::None,
         }
     }
 }
@@ -253,7 +256,7 @@ fn caps(c: &ModelConfig, plan: &DecoderPlan, sizes: &Sizes, options: &EngineOpti
         vocab: c.vocab_size,
         logprobs: options.max_logprobs.min(c.vocab_size),
         arena_bytes: 0,
-        invariance: Invariance::Batch,
+        invariance: options.invariance,
     }
 }
 

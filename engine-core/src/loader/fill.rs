@@ -38,6 +38,11 @@ impl Fill {
         self.key
     }
 
+    /// Factor and summand that make values of sums; for a device-side twin.
+    pub fn scale_and_mean(&self) -> (f32, f32) {
+        (self.scale, self.mean)
+    }
+
     /// Element `index`.
     #[inline]
     pub fn value(&self, index: u64) -> f32 {

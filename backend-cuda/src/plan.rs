@@ -1,0 +1,164 @@
+//! Attention plans: which kernels serve a kind of layer, and how a step's keys are split among blocks.
+//!
+//! `Stream::plan` keeps what the host knows (rows by phase), `PlanOnDevice` makes the items and tiles on the device
+//! from exact lengths. A capture without host plan is a decode step: every row is generated.
+
+use std::sync::{Arc, Mutex};
+
+use engine_core::backend::{AttnSpec, BatchMeta, Invariance, Mask, Phase, StepCaps};
+use engine_core::{DType, Result};
+use kernels::params::{DECODE_KEYS, DECODE_WARPS, PREFILL_QUERIES};
+
+use super::gpu::Gpu;
+use super::mem::Region;
+
+/// Head sizes of the tensor-core kernels.
+const HEAD_SIZES: [u32; 6] = [64, 80, 96, 112, 128, 256];
+/// Tokens of generated rows a step may have per row slot (drafts).
+const GENERATED_TOKENS_PER_ROW: u32 = 8;
+/// Keys an item has at least in batch-invariant mode, and the most items a row is split into there.
+const FIXED_CHUNK: u32 = 256;
+const FIXED_SPLITS: u32 = 32;
+
+/// Device memory and choices of one plan.
+pub struct CudaPlan {
+    pub fast: Option<Fast>,
+    /// [max_items, 2] of four words.
+    pub items: Arc<Region>,
+    /// Items, tiles, chunk length.
+    pub counts: Arc<Region>,
+    /// [max_tiles] of two words.
+    pub tiles: Arc<Region>,
+    pub partial: Arc<Region>,
+    pub arrivals: Arc<Region>,
+    pub max_items: u32,
+    pub max_tiles: u32,
+    pub fixed_chunk: u32,
+    pub target_items: u32,
+    pub state: Mutex<State>,
+}
+
+/// The tensor-core kernels of a head size and type.
+pub struct Fast {
+    pub decode: String,
+    pub decode_shared_bytes: u32,
+    pub decode_blocks: u32,
+    pub prefill: String,
+    pub prefill_shared_bytes: u32,
+}
+
+/// What the host said last, and what the device plan is bound to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct State {
+    pub meta: HostMeta,
+    pub bound: Bound,
+}
+
+/// Rows of a step by phase, as the host knows them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostMeta {
+    pub rows: u32,
+    pub generated: u32,
+    /// Query tiles of the prompt rows.
+    pub tiles: u32,
+}
+
+/// Addresses and sizes `PlanOnDevice` was given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bound {
+    pub rows: u64,
+    pub kv_len: u64,
+    pub cu_q: u64,
+    pub table: u64,
+    pub pages: u32,
+    pub sequences: u32,
+    pub generated: u32,
+    pub tiles: u32,
+}
+
+impl CudaPlan {
+    /// Allocates a plan for the largest step.
+    pub fn new(gpu: &Arc<Gpu>, spec: &AttnSpec, caps: &StepCaps, invariance: Invariance) -> Result<Self> {
+        let fast = Fast::of(gpu, spec)?;
+        let parts = (spec.q_heads / spec.kv_heads).div_ceil(16);
+        let tokens = caps.tokens.max(caps.rows).min(caps.rows * GENERATED_TOKENS_PER_ROW).max(64);
+        let blocks = fast.as_ref().map_or(1, |f| f.decode_blocks);
+        let target_items = (2 * blocks / (spec.kv_heads * parts)).max(1);
+        let longest = caps.pages_per_row * spec.page_tokens;
+        let (fixed_chunk, max_items) = match invariance {
+            Invariance::None => (0, tokens + 2 * target_items),
+            Invariance::Batch => {
+                let chunk = (longest / FIXED_SPLITS).next_power_of_two().max(FIXED_CHUNK);
+                (chunk, tokens * longest.div_ceil(chunk))
+            }
+        };
+        let (max_items, with_parts) =
+            if fast.is_some() { (max_items, u64::from(max_items)) } else { (tokens, 0) };
+        let max_tiles = caps.tokens.max(caps.rows).div_ceil(PREFILL_QUERIES) + caps.rows;
+        let heads = u64::from(spec.q_heads);
+        let memory = |bytes: u64| Region::new(gpu, bytes, "attention plan");
+        Ok(CudaPlan {
+            items: memory(u64::from(max_items) * 32)?,
+            counts: memory(16)?,
+            tiles: memory(u64::from(max_tiles) * 8)?,
+            partial: memory(with_parts * heads * u64::from(spec.v_dim + 2) * 4)?,
+            arrivals: memory(with_parts * u64::from(spec.kv_heads * parts) * 4)?,
+            fast,
+            max_items,
+            max_tiles,
+            fixed_chunk,
+            target_items,
+            state: Mutex::default(),
+        })
+    }
+}
+
+impl HostMeta {
+    /// From the rows of a step.
+    pub fn of(batch: &BatchMeta<'_>) -> Self {
+        let generated = batch.rows.iter().take_while(|r| r.phase == Phase::Generated).count();
+        let prompts = &batch.rows[generated..];
+        HostMeta {
+            rows: batch.rows.len() as u32,
+            generated: generated as u32,
+            tiles: prompts.iter().map(|r| r.q_len.div_ceil(PREFILL_QUERIES)).sum(),
+        }
+    }
+}
+
+impl Fast {
+    /// `None` where only the plain kernel serves: float32, mixed types, other head sizes, pages of part tiles.
+    fn of(gpu: &Gpu, spec: &AttnSpec) -> Result<Option<Self>> {
+        let name = match (spec.q_dtype, spec.kv_dtype) {
+            (DType::Bf16, DType::Bf16) => "bf16",
+            (DType::F16, DType::F16) => "f16",
+            _ => return Ok(None),
+        };
+        let d = spec.k_dim;
+        let fits = spec.v_dim == d && HEAD_SIZES.contains(&d) && spec.page_tokens.is_multiple_of(DECODE_KEYS);
+        if !fits || gpu.capability.0 < 8 {
+            return Ok(None);
+        }
+        let stages = match d {
+            64 => 4,
+            256 => 2,
+            _ => 3,
+        };
+        let (decode, prefill) = (format!("decode_{name}_{d}"), format!("prefill_{name}_{d}"));
+        let decode_shared_bytes = DECODE_WARPS * stages * 2 * DECODE_KEYS * (d + 8) * 2;
+        let prefill_shared_bytes = 2 * 2 * 64 * (d + 8) * 2;
+        gpu.allow_shared(&decode, decode_shared_bytes)?;
+        gpu.allow_shared(&prefill, prefill_shared_bytes)?;
+        let per_unit = gpu.occupancy(&decode, DECODE_WARPS * 32, decode_shared_bytes)?;
+        let decode_blocks = per_unit * gpu.units;
+        Ok(Some(Fast { decode, decode_shared_bytes, decode_blocks, prefill, prefill_shared_bytes }))
+    }
+}
+
+/// The window of a mask as the kernels take it: 0 is none.
+pub fn window(mask: Mask) -> u32 {
+    match mask {
+        Mask::Window { tokens } => tokens,
+        Mask::Causal | Mask::Full => 0,
+    }
+}

@@ -1,0 +1,68 @@
+// RopeKvWrite: per-head norm, rotation of q in place and of k, and the write of k and v into their page.
+#include "../include/common.cuh"
+
+struct RopeParams {
+    void* q; const void* k; const void* v;
+    const i32* positions; const float* table; const float* q_norm; const float* k_norm; const i32* slots;
+    void* cache;
+    u64 page_stride, v_offset;
+    u32 q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride;
+    u32 q_heads, kv_heads, k_dim, v_dim, rot, page_tokens;
+    i32 dtype, kv_dtype, interleaved; float eps;
+};
+static_assert(sizeof(RopeParams) == 152, "params.rs");
+
+// One warp a head: q heads, then k heads, then v heads. Cache: per page K [Hkv, page_tokens, D], then V.
+template <class T> __device__ void rope_token(const RopeParams& p) {
+    u32 t = blockIdx.x, lane = threadIdx.x & 31;
+    u32 head = blockIdx.y * (blockDim.x >> 5) + (threadIdx.x >> 5);
+    if (head >= p.q_heads + 2 * p.kv_heads) return;
+    i32 slot = p.slots[t];
+    u32 page = slot < 0 ? 0 : slot / p.page_tokens, offset = slot < 0 ? 0 : slot % p.page_tokens;
+    u8* cache = (u8*)p.cache + page * p.page_stride;
+    if (head >= p.q_heads + p.kv_heads) {
+        if (slot < 0) return;
+        u32 h = head - p.q_heads - p.kv_heads;
+        const T* v = (const T*)p.v + (u64)t * p.v_stride + (u64)h * p.v_head_stride;
+        u64 at = ((u64)h * p.page_tokens + offset) * p.v_dim;
+        for (u32 i = lane; i < p.v_dim; i += 32) store_float(cache + p.v_offset, p.kv_dtype, at + i, to_float(v[i]));
+        return;
+    }
+    bool is_q = head < p.q_heads;
+    if (!is_q && slot < 0) return;
+    u32 h = is_q ? head : head - p.q_heads;
+    T* x = is_q ? (T*)p.q + (u64)t * p.q_stride + (u64)h * p.q_head_stride
+                : (T*)p.k + (u64)t * p.k_stride + (u64)h * p.k_head_stride;
+    const float* w = is_q ? p.q_norm : p.k_norm;
+    u64 at = ((u64)h * p.page_tokens + offset) * p.k_dim;
+    float scale = 1.0f;
+    if (w) {
+        float sum = 0.0f;
+        for (u32 i = lane; i < p.k_dim; i += 32) sum += to_float(x[i]) * to_float(x[i]);
+        scale = 1.0f / sqrtf(warp_sum(sum) / p.k_dim + p.eps);
+    }
+    auto get = [&](u32 i) { return w ? to_float(x[i]) * scale * w[i] : to_float(x[i]); };
+    auto put = [&](u32 i, float y) {
+        if (is_q) x[i] = as<T>(y);
+        else store_float(cache, p.kv_dtype, at + i, y);
+    };
+    u32 half = p.rot / 2;
+    const float* angles = p.table ? p.table + (u64)p.positions[t] * p.rot : nullptr;
+    for (u32 i = lane; i < half; i += 32) {
+        float c = angles[i], s = angles[half + i];
+        u32 first = p.interleaved ? 2 * i : i, second = p.interleaved ? 2 * i + 1 : half + i;
+        float a = get(first), b = get(second);
+        put(first, a * c - b * s);
+        put(second, b * c + a * s);
+    }
+    if (is_q && !w) return;
+    for (u32 i = p.rot + lane; i < p.k_dim; i += 32) put(i, get(i));
+}
+// rot is 0 without a rotation.
+extern "C" __global__ void rope_kv_write(const RopeParams p) {
+    wait_for_previous();
+    let_next_start();
+    if (p.dtype == F32) rope_token<float>(p);
+    else if (p.dtype == BF16) rope_token<bf16>(p);
+    else rope_token<f16>(p);
+}
