@@ -101,6 +101,15 @@ template <class V> __device__ __forceinline__ V block_sum(V x, V* shared) {
     return shared[32];
 }
 
+// A float's place in total order, as an unsigned integer.
+__device__ __forceinline__ u32 order_key(float x) {
+    u32 b = __float_as_uint(x);
+    return b & 0x80000000u ? ~b : b | 0x80000000u;
+}
+__device__ __forceinline__ float of_key(u32 k) { return __uint_as_float(k & 0x80000000u ? k & 0x7fffffffu : ~k); }
+// Greater value first, then smaller id.
+__device__ __forceinline__ u64 rank_of(float x, u32 id) { return ((u64)order_key(x) << 32) | (0xffffffffu - id); }
+
 // Activations of epilogues; codes of `kernels::params::act`.
 enum Act { ACT_NONE = 0, ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_RELU, ACT_SILU_MUL, ACT_GELU_TANH_MUL };
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }

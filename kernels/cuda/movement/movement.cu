@@ -99,14 +99,15 @@ extern "C" __global__ void copy_pages(const PagesParams p) {
 struct TablesParams { const i32* pairs; i32* tables; u32 count, limit; };
 static_assert(sizeof(TablesParams) == 24, "params.rs");
 
-// tables[pairs[i].0] = pairs[i].1. Of equal indices the last wins: each pair looks for a later one within its block's
-// reach only when indices repeat, which a scheduler's deltas do not.
+// tables[pairs[i].0] = pairs[i].1, in order: a pair whose index comes again later writes nothing. Deltas are few.
 extern "C" __global__ void update_tables(const TablesParams p) {
     wait_for_previous();
     let_next_start();
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < p.count; i += gridDim.x * blockDim.x) {
         i32 at = p.pairs[2 * i];
-        if (at >= 0 && (u32)at < p.limit) p.tables[at] = p.pairs[2 * i + 1];
+        bool last = at >= 0 && (u32)at < p.limit;
+        for (u32 j = i + 1; last && j < p.count; j++) last = p.pairs[2 * j] != at;
+        if (last) p.tables[at] = p.pairs[2 * i + 1];
     }
 }
 
@@ -146,29 +147,24 @@ struct TopKParams {
 };
 static_assert(sizeof(TopKParams) == 48, "params.rs");
 
-// One warp a row; k rounds of "the best after the last one", larger value first, then smaller id.
+// One warp a row; k rounds of "the best after the last one": greater value (in total order), then smaller id.
 extern "C" __global__ void top_k(const TopKParams p) {
     wait_for_previous();
     let_next_start();
     u32 row = blockIdx.x, lane = threadIdx.x;
-    float last = 0.0f; i32 last_id = -1;
+    u64 last = ~0ull;
     for (u32 j = 0; j < p.k; j++) {
-        float best = 0.0f; i32 best_id = -1;
+        u64 best = 0;
         for (u32 c = lane; c < p.width; c += 32) {
-            float x = load_as_float(p.x, p.dtype, row * p.x_stride + c);
-            bool after = last_id < 0 || x < last || (x == last && (i32)c > last_id);
-            if (after && (best_id < 0 || x > best)) { best = x; best_id = c; }
+            u64 rank = rank_of(load_as_float(p.x, p.dtype, row * p.x_stride + c), c);
+            if (rank < last) best = max(best, rank);
         }
-        for (int o = 16; o > 0; o >>= 1) {
-            float x = __shfl_xor_sync(0xffffffffu, best, o);
-            i32 id = __shfl_xor_sync(0xffffffffu, best_id, o);
-            if (id >= 0 && (best_id < 0 || x > best || (x == best && id < best_id))) { best = x; best_id = id; }
-        }
+        for (int o = 16; o > 0; o >>= 1) best = max(best, __shfl_xor_sync(0xffffffffu, best, o));
         if (lane == 0) {
-            p.ids[row * p.k + j] = best_id;
-            store_float(p.vals, p.dtype, (u64)row * p.k + j, best);
+            p.ids[row * p.k + j] = (i32)(0xffffffffu - (u32)best);
+            store_float(p.vals, p.dtype, (u64)row * p.k + j, of_key((u32)(best >> 32)));
         }
-        last = best; last_id = best_id;
+        last = best;
     }
 }
 

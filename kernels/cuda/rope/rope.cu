@@ -35,13 +35,14 @@ template <class T> __device__ void rope_token(const RopeParams& p) {
                 : (T*)p.k + (u64)t * p.k_stride + (u64)h * p.k_head_stride;
     const float* w = is_q ? p.q_norm : p.k_norm;
     u64 at = ((u64)h * p.page_tokens + offset) * p.k_dim;
-    float scale = 1.0f;
+    // In f64, and products below without fused adds: q is rounded to 16 bits next, and must round as the reference does.
+    double scale = 1.0;
     if (w) {
-        float sum = 0.0f;
-        for (u32 i = lane; i < p.k_dim; i += 32) sum += to_float(x[i]) * to_float(x[i]);
-        scale = 1.0f / sqrtf(warp_sum(sum) / p.k_dim + p.eps);
+        double sum = 0.0;
+        for (u32 i = lane; i < p.k_dim; i += 32) sum += (double)to_float(x[i]) * to_float(x[i]);
+        scale = 1.0 / sqrt(warp_sum(sum) / p.k_dim + (double)p.eps);
     }
-    auto get = [&](u32 i) { return w ? to_float(x[i]) * scale * w[i] : to_float(x[i]); };
+    auto get = [&](u32 i) { return w ? (float)(to_float(x[i]) * scale) * w[i] : to_float(x[i]); };
     auto put = [&](u32 i, float y) {
         if (is_q) x[i] = as<T>(y);
         else store_float(cache, p.kv_dtype, at + i, y);
@@ -52,8 +53,8 @@ template <class T> __device__ void rope_token(const RopeParams& p) {
         float c = angles[i], s = angles[half + i];
         u32 first = p.interleaved ? 2 * i : i, second = p.interleaved ? 2 * i + 1 : half + i;
         float a = get(first), b = get(second);
-        put(first, a * c - b * s);
-        put(second, b * c + a * s);
+        put(first, __fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s)));
+        put(second, __fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s)));
     }
     if (is_q && !w) return;
     for (u32 i = p.rot + lane; i < p.k_dim; i += 32) put(i, get(i));

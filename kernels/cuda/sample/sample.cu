@@ -88,15 +88,6 @@ __device__ __forceinline__ Row read_row(const u32* w) {
             __uint_as_float(w[7]), __uint_as_float(w[8]), w[9], w[10], w[11]};
 }
 
-// A float's place in total order, as an unsigned integer.
-__device__ __forceinline__ u32 order_key(float x) {
-    u32 b = __float_as_uint(x);
-    return b & 0x80000000u ? ~b : b | 0x80000000u;
-}
-__device__ __forceinline__ float of_key(u32 k) { return __uint_as_float(k & 0x80000000u ? k & 0x7fffffffu : ~k); }
-// Greater value first, then smaller id.
-__device__ __forceinline__ u64 rank_of(float x, u32 id) { return ((u64)order_key(x) << 32) | (NONE - id); }
-
 __device__ __forceinline__ void philox(u32 (&c)[4], u32 k0, u32 k1) {
 #pragma unroll
     for (int i = 0; i < 10; i++) {
