@@ -145,9 +145,10 @@ fn options(args: &EngineArgs, vocab: u32, threads: u32) -> EngineOptions {
             Some(false) => PrefixCaching::Off,
             _ => PrefixCaching::AllPages,
         },
-        chunked_prefill: match args.enable_chunked_prefill {
-            Some(false) => ChunkedPrefill::Off,
-            _ => neutral.chunked_prefill,
+        chunked_prefill: match (args.enable_chunked_prefill, args.long_prefill_token_threshold) {
+            (Some(false), _) => ChunkedPrefill::Off,
+            (_, 0) => neutral.chunked_prefill,
+            (_, most) => ChunkedPrefill::On { long_prefill_token_threshold: Some(most) },
         },
         policy: match args.scheduling_policy {
             SchedulingPolicy::Fcfs => CorePolicy::Fcfs,
@@ -155,7 +156,7 @@ fn options(args: &EngineArgs, vocab: u32, threads: u32) -> EngineOptions {
         },
         capture: if args.enforce_eager { CaptureLevel::Never } else { CaptureLevel::Any },
         capture_sizes: capture_sizes(args),
-        steps_in_flight: neutral.steps_in_flight,
+        steps_in_flight: if args.async_scheduling == Some(false) { 1 } else { neutral.steps_in_flight },
         invariance: if args.batch_invariant { Invariance::Batch } else { Invariance::None },
         max_logprobs: args.max_logprobs.unwrap_or(vocab),
         queue: QueueLimits {

@@ -218,9 +218,17 @@ fn generation(args: &EngineArgs, dir: &Path) -> Result<GenerationFile, StartErro
         GenerationConfig::Path(path) => Some(path.clone()),
         GenerationConfig::Neutral => None,
     };
-    let mut values = match file.map(|d| d.join("generation_config.json")).filter(|p| p.exists()) {
-        Some(path) => engine_core::config::read_json(&path)?,
-        None => Map::new(),
+    let file = file.map(|d| d.join("generation_config.json"));
+    let asked_for = matches!(args.generation_config, GenerationConfig::Path(_));
+    let mut values = match file {
+        Some(path) if path.exists() => engine_core::config::read_json(&path)?,
+        Some(path) if asked_for => {
+            return Err(StartError::new(format!(
+                "--generation-config: {} is not there; give a directory that has one, auto or vllm",
+                path.display()
+            )));
+        }
+        _ => Map::new(),
     };
     for (key, value) in &args.override_generation_config {
         values.insert(key.clone(), value.clone());

@@ -165,11 +165,9 @@ async fn health_names_an_engine_that_has_work_and_ends_no_step() {
             let server = server.clone();
             async move { server.complete(json!({"prompt": "abc", "max_tokens": 100})).await }
         });
-        let mut health = server.get("/health").await;
-        while health.status == 200 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            health = server.get("/health").await;
-        }
+        until("a stall", || server.engine.health().since_progress > Duration::from_millis(30)).await;
+        let health = server.get("/health").await;
+        assert_eq!(health.status, 503);
         assert!(health.body.contains("no step ended in") && health.body.contains("1 requests"), "{health:?}");
         assert_eq!(server.get("/ready").await.status, 503);
         server.rig.mend();

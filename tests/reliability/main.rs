@@ -4,4 +4,5 @@
 mod engine;
 mod harness;
 mod http;
+mod lost;
 mod storm;

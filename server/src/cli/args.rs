@@ -73,6 +73,10 @@ pub struct EngineArgs {
 
     /// `None`: on.
     pub enable_chunked_prefill: Option<bool>,
+    /// Most prompt tokens of one request in one step; 0: the step's budget alone.
+    pub long_prefill_token_threshold: u32,
+    /// `None`: on.
+    pub async_scheduling: Option<bool>,
     /// Most running requests; `None`: by device.
     pub max_num_seqs: Option<u32>,
     /// Token budget of a step; `None`: by device.
@@ -253,6 +257,8 @@ impl Default for EngineArgs {
             num_gpu_blocks_override: None,
             enable_prefix_caching: None,
             enable_chunked_prefill: None,
+            long_prefill_token_threshold: 0,
+            async_scheduling: None,
             max_num_seqs: None,
             max_num_batched_tokens: None,
             max_num_queued_reqs: None,

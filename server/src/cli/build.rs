@@ -51,6 +51,8 @@ pub fn engine_args(flags: &mut Resolved) -> Result<EngineArgs, CliError> {
         num_gpu_blocks_override: count(flags, "num-gpu-blocks-override")?,
         enable_prefix_caching: flags.opt_bool("enable-prefix-caching"),
         enable_chunked_prefill: flags.opt_bool("enable-chunked-prefill"),
+        long_prefill_token_threshold: flags.int("long-prefill-token-threshold"),
+        async_scheduling: flags.opt_bool("async-scheduling"),
         max_num_seqs: flags.opt_int("max-num-seqs"),
         max_num_batched_tokens: flags.opt_int("max-num-batched-tokens"),
         max_num_queued_reqs: flags.opt_int("max-num-queued-reqs"),

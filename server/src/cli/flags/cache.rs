@@ -164,16 +164,13 @@ pub const SCHEDULER: Group = Group {
             "long-prefill-token-threshold",
             TOKENS,
             0,
-            ANY,
-            "Most prompt tokens of one request a step",
+            engine_core::limits::MAX_NUM_BATCHED_TOKENS as i128,
+            "Most prompt tokens of one request a step; 0: no bound but the step's",
         )
-        .default("0")
-        .note("the step's budget bounds each prompt's share"),
+        .default("0"),
         Flag::switch("long-prefill-token-threshold-adaptive", "Adapt that threshold")
             .note("the step's budget bounds each prompt's share"),
-        Flag::new("async-scheduling", Kind::Bool, "Prepare the next step while one runs")
-            .unset("on")
-            .note("steps are always prepared ahead"),
+        Flag::new("async-scheduling", Kind::Bool, "Prepare the next step while one runs").unset("on"),
         Flag::switch("disable-hybrid-kv-cache-manager", "One page size for all layers")
             .note("pages of all layers have one size in bytes"),
         Flag::switch("disable-chunked-mm-input", "Never split a multimodal item")
