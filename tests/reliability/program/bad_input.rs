@@ -202,7 +202,7 @@ fn config_json() {
 }
 
 #[test]
-fn weights() {
+fn weight_files() {
     let long_header = [&(1_u64 << 60).to_le_bytes()[..], &[b'{'; 64]].concat();
     check(vec![
         (
@@ -232,6 +232,12 @@ fn weights() {
             "DIR/model.safetensors: says its header is 1152921504606846976 bytes long; the format allows 100000000 \
              (is it a safetensors file?)",
         ),
+    ]);
+}
+
+#[test]
+fn weight_tensors() {
+    check(vec![
         (
             "weights-dtype",
             header("\"F32\"", "\"I32\""),
