@@ -212,7 +212,7 @@ impl AttnCase {
     }
 
     /// Writes the keys and values of positions `range` of every sequence into layer 1.
-    fn fill(
+    pub fn fill(
         &self,
         rig: &mut Rig,
         setup: &Setup,
@@ -278,7 +278,8 @@ impl AttnCase {
         rig.output("lse", lse)
     }
 
-    fn scale(&self) -> f32 {
+    /// Of the products of queries and keys.
+    pub fn scale(&self) -> f32 {
         1.0 / (self.dim as f32).sqrt()
     }
 

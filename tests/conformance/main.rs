@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use engine_core::backend::{Invariance, OpKind};
-use tests::conformance::{Device, devices, fallback, invariance, run_all, support};
+use tests::conformance::{Device, devices, fallback, invariance, queues, run_all, support};
 
 macro_rules! ops {
     ($($name:ident: $kind:ident),* $(,)?) => {
@@ -61,6 +61,16 @@ fn paged_equals_contiguous() {
 #[test]
 fn a_last_token_alone_equals_it_in_a_whole_prompt() {
     invariant().iter().for_each(invariance::chunks);
+}
+
+#[test]
+fn pages_leave_for_the_host_and_return() {
+    devices().iter().for_each(queues::pages_leave_and_return);
+}
+
+#[test]
+fn another_thread_sees_progress_and_aborts() {
+    devices().iter().for_each(queues::control_sees_and_aborts);
 }
 
 /// Devices and code paths that promise it.

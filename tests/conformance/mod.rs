@@ -14,6 +14,7 @@ pub mod devices;
 pub mod fallback;
 pub mod invariance;
 pub mod movement;
+pub mod queues;
 pub mod rig;
 pub mod sampling;
 pub mod spy;
