@@ -1,9 +1,10 @@
 //! `--device` to a backend: the only file that knows which backends this build has.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine_core::backend::Backend;
-use engine_core::backend::null::NullBackend;
+use engine_core::backend::null::{NullBackend, NullConfig};
 use engine_core::{Error, Result};
 
 use crate::cli::{DeviceChoice, DeviceKind};
@@ -75,7 +76,8 @@ pub fn open(choice: DeviceChoice, options: DeviceOptions) -> Result<Arc<dyn Back
         DeviceKind::Auto => open_auto(options),
         DeviceKind::Null => {
             tracing::warn!("--device null computes nothing: for load tests; answers are noise");
-            Ok(Arc::new(NullBackend::default()))
+            let step_time = Duration::from_millis(u64::from(index));
+            Ok(Arc::new(NullBackend::new(NullConfig { step_time, ..NullConfig::default() })))
         }
         kind => open_kind(kind, index, options),
     }

@@ -3,12 +3,15 @@
 //! It takes every call, allocates nothing in proportion to model or cache, and computes one thing: which token a
 //! row samples, from the uploaded [`SampleRow`] alone. Token of (seed, position) = a hash of the two inside
 //! [`NullConfig::ids`]; so a request gets the same tokens in every batch, after a preemption, eager or replayed.
-//! Everything runs when it is enqueued. Memory that nobody wrote reads as zeros.
+//! Everything runs when it is enqueued. Memory that nobody wrote reads as zeros. With [`NullConfig::step_time`] a
+//! download is not done before that time has passed since the one before it: a device of a known speed.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::{
     AttnPlan, AttnSpec, Backend, BatchMeta, Buffer, CaptureLevel, CommConfig, Control, DeviceInfo, Graph,
@@ -31,11 +34,18 @@ pub struct NullConfig {
     pub ids: Range<u32>,
     /// Whether it captures graphs.
     pub capture: CaptureLevel,
+    /// From one download to the next: what a step takes. Zero: nothing is waited for.
+    pub step_time: Duration,
 }
 
 impl Default for NullConfig {
     fn default() -> Self {
-        NullConfig { memory_bytes: 64 << 30, ids: 0..u32::MAX, capture: CaptureLevel::Any }
+        NullConfig {
+            memory_bytes: 64 << 30,
+            ids: 0..u32::MAX,
+            capture: CaptureLevel::Any,
+            step_time: Duration::ZERO,
+        }
     }
 }
 
@@ -140,6 +150,7 @@ impl Backend for NullBackend {
             ids: self.config.ids.start..self.config.ids.end.min(caps.vocab),
             level: self.config.capture,
             recording: None,
+            pace: Pace { step_time: self.config.step_time, last: Instant::now(), open: VecDeque::new() },
             control: Arc::new(NullControl::default()),
         }))
     }
@@ -152,7 +163,35 @@ struct NullStream {
     ids: Range<u32>,
     level: CaptureLevel,
     recording: Option<Vec<Draw>>,
+    pace: Pace,
     control: Arc<NullControl>,
+}
+
+/// When downloads are done.
+struct Pace {
+    step_time: Duration,
+    /// When the last download enqueued will be done.
+    last: Instant,
+    /// Downloads by ticket and the time they are done, in order.
+    open: VecDeque<(u64, Instant)>,
+}
+
+impl Pace {
+    fn enqueue(&mut self, ticket: Ticket) {
+        if self.step_time > Duration::ZERO {
+            self.last = self.last.max(Instant::now()) + self.step_time;
+            self.open.push_back((ticket.at, self.last));
+        }
+    }
+
+    /// Sleeps until the download of this ticket is done.
+    fn wait(&mut self, ticket: Ticket) {
+        while self.open.front().is_some_and(|first| first.0 <= ticket.at) {
+            if let Some((_, done)) = self.open.pop_front() {
+                std::thread::sleep(done.saturating_duration_since(Instant::now()));
+            }
+        }
+    }
 }
 
 /// What is left of an op that produces tokens: everything else computes nothing.
@@ -213,9 +252,12 @@ impl Stream for NullStream {
         let len = src.extent_bytes() as usize;
         assert!(len <= bytes.len(), "download of {len} bytes into a slot of {} bytes", bytes.len());
         self.memory.lock().at(src).read(&mut bytes[..len]);
-        Ok(Pending::new(self.ticket(), into))
+        let ticket = self.ticket();
+        self.pace.enqueue(ticket);
+        Ok(Pending::new(ticket, into))
     }
     fn wait(&mut self, p: Pending) -> Result<HostSlot> {
+        self.pace.wait(p.ticket());
         match &*lock(&self.control.aborted) {
             Some(reason) => Err(Error::DeviceLost { op: "wait".into(), reason: reason.clone() }),
             None => Ok(p.into_slot()),
@@ -592,6 +634,22 @@ mod tests {
         let last = *f.last;
         assert_eq!(f.read(last), [token(6), 0, token(5), token(5)]);
         assert!((0..10_000).all(|p| (3..100).contains(&token(p))));
+    }
+
+    #[test]
+    fn downloads_are_a_step_apart_and_waited_for_in_any_order() {
+        let step_time = Duration::from_millis(2);
+        let backend = NullBackend::new(NullConfig { step_time, ..NullConfig::default() });
+        let mut stream = backend.stream(QueueKind::Compute, &caps(), &[]).unwrap();
+        let buffer = backend.buffer(&[4], DType::I32, MemKind::Device).unwrap();
+        let start = Instant::now();
+        let mut download = || stream.download(*buffer, backend.host_slot(16).unwrap()).unwrap();
+        let [first, second, third] = [download(), download(), download()];
+        stream.wait(second).unwrap();
+        assert!(start.elapsed() >= 2 * step_time);
+        stream.wait(first).unwrap();
+        stream.wait(third).unwrap();
+        assert!(start.elapsed() >= 3 * step_time);
     }
 
     #[test]

@@ -97,7 +97,7 @@ choice! {
         Cuda = "cuda",
         Rocm = "rocm",
         Wgpu = "wgpu",
-        /// Computes nothing: for load tests of everything around the device.
+        /// Computes nothing: for load tests of everything around the device. Its index is a step's time in ms.
         Null = "null",
     }
 }
@@ -155,14 +155,14 @@ impl DeviceChoice {
     pub const AUTO: DeviceChoice = DeviceChoice { kind: DeviceKind::Auto, index: None };
 
     /// Reads `cpu`, `cuda`, `cuda:1`; `None` when it is none of these. Only devices that come in several
-    /// (cuda, rocm, wgpu) take an index.
+    /// (cuda, rocm, wgpu) take an index; that of null is the time a step takes, in ms.
     pub fn from_text(text: &str) -> Option<Self> {
         let (kind, index) = match text.split_once(':') {
             None => (text, None),
             Some((kind, index)) => (kind, Some(index.parse().ok()?)),
         };
         let kind = DeviceKind::from_name(kind)?;
-        let indexed = matches!(kind, DeviceKind::Cuda | DeviceKind::Rocm | DeviceKind::Wgpu);
+        let indexed = !matches!(kind, DeviceKind::Auto | DeviceKind::Cpu);
         (indexed || index.is_none()).then_some(DeviceChoice { kind, index })
     }
 }

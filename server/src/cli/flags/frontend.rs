@@ -165,7 +165,7 @@ pub const DEVICE: Group = Group {
         Flag::new(
             "device",
             Kind::Device,
-            "What runs the model; cuda:1 picks the second one; null computes nothing (for load tests: answers are noise)",
+            "What runs the model; cuda:1 picks the second one; null computes nothing (for load tests: answers are noise), null:10 nothing in 10 ms a step",
         )
             .default("auto")
             .rename_values(&[("gpu", "auto"), ("hip", "rocm"), ("vulkan", "wgpu"), ("metal", "wgpu")])
