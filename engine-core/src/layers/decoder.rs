@@ -168,19 +168,24 @@ impl Decoder {
     pub fn load(l: &WeightLoader<'_>, c: &ModelConfig, plan: &DecoderPlan, positions: u32) -> Result<Self> {
         let (spec, layout) = (&plan.spec, &plan.layout);
         let rope = l.table("rope", &rope_table(&c.rope, positions), c.rope.rotary_dim)?;
-        let layers = l.parallel(c.num_hidden_layers, |i| {
-            let attention = load_attention(l, c, spec, i, layout.places[i as usize], &rope)?;
-            Ok((attention, load_mlp(l, c, spec, i)?))
+        // The largest first, so that at the end no thread is left alone with one.
+        let loaded = l.parallel(c.num_hidden_layers + 2, |job| match job {
+            0 => load_embedding(l, c).map(|w| Loaded::Matrix(Some(w))),
+            1 => load_head(l, c).map(Loaded::Matrix),
+            _ => {
+                let i = job - 2;
+                let attention = load_attention(l, c, spec, i, layout.places[i as usize], &rope)?;
+                Ok(Loaded::Layer(attention, load_mlp(l, c, spec, i)?))
+            }
         })?;
-        let (v, h) = (c.vocab_size, c.hidden_size);
-        let tied = c.tie_word_embeddings;
-        let uses = if tied { Uses::Both } else { Uses::Embed };
-        let embed = l.matrix(&["model.embed_tokens.weight"], &[v], h, Fuse::One, uses)?;
-        let head = match tied {
-            true => embed.clone(),
-            false => l.matrix(&["lm_head.weight"], &[v], h, Fuse::One, Uses::Linear)?,
+        let mut loaded = loaded.into_iter();
+        let (Some(Loaded::Matrix(Some(embed))), Some(Loaded::Matrix(head))) = (loaded.next(), loaded.next())
+        else {
+            unreachable!("jobs 0 and 1 are matrices");
         };
-        let norm = l.vector("model.norm.weight", h)?;
+        let head = head.unwrap_or_else(|| embed.clone());
+        let layers = loaded.filter_map(Loaded::into_layer).collect();
+        let norm = l.vector("model.norm.weight", c.hidden_size)?;
         Ok(Decoder { embed, layers, norm, head, plan: plan.clone() })
     }
 
@@ -228,6 +233,34 @@ impl Decoder {
         s.release(mark);
         Ok(logits)
     }
+}
+
+/// What one job of the loader threads makes.
+enum Loaded {
+    Matrix(Option<Weight>),
+    Layer(Attention, Mlp),
+}
+
+impl Loaded {
+    fn into_layer(self) -> Option<(Attention, Mlp)> {
+        match self {
+            Loaded::Layer(attention, mlp) => Some((attention, mlp)),
+            Loaded::Matrix(_) => None,
+        }
+    }
+}
+
+fn load_embedding(l: &WeightLoader<'_>, c: &ModelConfig) -> Result<Weight> {
+    let uses = if c.tie_word_embeddings { Uses::Both } else { Uses::Embed };
+    l.matrix(&["model.embed_tokens.weight"], &[c.vocab_size], c.hidden_size, Fuse::One, uses)
+}
+
+/// None where the embedding is the head too.
+fn load_head(l: &WeightLoader<'_>, c: &ModelConfig) -> Result<Option<Weight>> {
+    if c.tie_word_embeddings {
+        return Ok(None);
+    }
+    l.matrix(&["lm_head.weight"], &[c.vocab_size], c.hidden_size, Fuse::One, Uses::Linear).map(Some)
 }
 
 fn load_attention(
