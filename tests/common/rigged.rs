@@ -4,11 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 
 use engine_core::backend::{
-    AttnPlan, AttnSpec, Backend, BatchMeta, Buffer, CaptureLevel, CommConfig, Control, DeviceInfo, Graph,
-    HostSlot, HostWeight, KvGroupSpec, KvLayer, KvPool, Mark, MemInfo, MemKind, Op, OpSpec, Pending,
-    QueueKind, Sampler, StepCaps, Stream, Support, Ticket, Weight,
+    Backend, CaptureLevel, CommConfig, Graph, HostSlot, Op, Pending, QueueKind, StepCaps, Stream,
 };
-use engine_core::{DType, Error, Result, Tensor};
+use engine_core::{Error, Result, Tensor};
+use engine_core::{forward_backend, forward_stream};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,36 +112,9 @@ impl Rigged {
 }
 
 impl Backend for Rigged {
-    fn info(&self) -> &DeviceInfo {
-        self.inner.info()
-    }
-    fn memory(&self) -> Result<MemInfo> {
-        self.inner.memory()
-    }
-    fn supports(&self, op: &OpSpec) -> Support {
-        self.inner.supports(op)
-    }
-    fn overhead_bytes(&self, caps: &StepCaps) -> u64 {
-        self.inner.overhead_bytes(caps)
-    }
-    fn buffer(&self, shape: &[u32], dtype: DType, kind: MemKind) -> Result<Buffer> {
-        self.inner.buffer(shape, dtype, kind)
-    }
-    fn host_slot(&self, bytes: usize) -> Result<HostSlot> {
-        self.inner.host_slot(bytes)
-    }
-    fn load_weight(&self, w: HostWeight) -> Result<Weight> {
-        self.inner.load_weight(w)
-    }
-    fn kv_pool(&self, groups: &[KvGroupSpec], pages: u32) -> Result<KvPool> {
-        self.inner.kv_pool(groups, pages)
-    }
-    fn attn_plan(&self, spec: &AttnSpec, caps: &StepCaps) -> Result<AttnPlan> {
-        self.inner.attn_plan(spec, caps)
-    }
-    fn sampler(&self, caps: &StepCaps) -> Result<Sampler> {
-        self.inner.sampler(caps)
-    }
+    forward_backend!(
+        inner: info memory supports overhead_bytes buffer host_slot load_weight kv_pool attn_plan sampler
+    );
     fn stream(&self, kind: QueueKind, caps: &StepCaps, comms: &[CommConfig]) -> Result<Box<dyn Stream>> {
         let inner = self.inner.stream(kind, caps, comms)?;
         Ok(Box::new(RiggedStream { inner, rig: self.rig.clone() }))
@@ -155,15 +127,10 @@ struct RiggedStream {
 }
 
 impl Stream for RiggedStream {
-    fn scratch(&mut self, shape: &[u32], dtype: DType) -> Tensor {
-        self.inner.scratch(shape, dtype)
-    }
-    fn mark(&mut self) -> Mark {
-        self.inner.mark()
-    }
-    fn release(&mut self, m: Mark) {
-        self.inner.release(m);
-    }
+    forward_stream!(
+        inner: scratch mark release record after control plan write_weight pages_out pages_in capture_end
+        capture_abort
+    );
     fn upload(&mut self, src: &[u8], dst: Tensor) -> Result<()> {
         self.rig.uploads.fetch_add(1, Relaxed);
         self.inner.upload(src, dst)
@@ -176,27 +143,6 @@ impl Stream for RiggedStream {
         self.rig.before_wait()?;
         self.inner.wait(p)
     }
-    fn record(&mut self) -> Result<Ticket> {
-        self.inner.record()
-    }
-    fn after(&mut self, t: Ticket) -> Result<()> {
-        self.inner.after(t)
-    }
-    fn control(&self) -> Arc<dyn Control> {
-        self.inner.control()
-    }
-    fn plan(&mut self, p: &AttnPlan, b: &BatchMeta<'_>, into: &mut [u8]) -> Result<()> {
-        self.inner.plan(p, b, into)
-    }
-    fn write_weight(&mut self, w: &Weight, slot: u32, src: &HostWeight) -> Result<()> {
-        self.inner.write_weight(w, slot, src)
-    }
-    fn pages_out(&mut self, kv: &[KvLayer], pages: &[u32], into: HostSlot) -> Result<Pending> {
-        self.inner.pages_out(kv, pages, into)
-    }
-    fn pages_in(&mut self, kv: &[KvLayer], pages: &[u32], from: HostSlot) -> Result<Pending> {
-        self.inner.pages_in(kv, pages, from)
-    }
     fn op(&mut self, op: &Op<'_>) -> Result<()> {
         self.rig.ops.fetch_add(1, Relaxed);
         self.inner.op(op)
@@ -204,12 +150,6 @@ impl Stream for RiggedStream {
     fn capture_begin(&mut self) -> Result<CaptureLevel> {
         self.rig.captures.fetch_add(1, Relaxed);
         self.inner.capture_begin()
-    }
-    fn capture_end(&mut self) -> Result<Graph> {
-        self.inner.capture_end()
-    }
-    fn capture_abort(&mut self) {
-        self.inner.capture_abort();
     }
     fn replay(&mut self, g: &Graph) -> Result<()> {
         self.rig.replays.fetch_add(1, Relaxed);

@@ -3,13 +3,9 @@
 use std::sync::Arc;
 
 use backend_cpu::reference::ReferenceBackend;
-use engine_core::DType;
-use engine_core::Result;
 use engine_core::backend::host_fallback::HostFallback;
-use engine_core::backend::{
-    AttnPlan, AttnSpec, Backend, Buffer, CommConfig, DeviceInfo, HostSlot, HostWeight, KvGroupSpec, KvPool,
-    MemInfo, MemKind, OpKind, OpSpec, QueueKind, Sampler, StepCaps, Stream, Support, Weight,
-};
+use engine_core::backend::{Backend, OpKind, OpSpec, Stream, Support};
+use engine_core::forward_backend;
 
 use super::check::{Verdict, check};
 use super::{Device, cases};
@@ -39,40 +35,13 @@ struct Refusing {
 }
 
 impl Backend for Refusing {
+    forward_backend!(
+        inner: info memory overhead_bytes buffer host_slot load_weight kv_pool attn_plan sampler stream
+    );
     fn supports(&self, op: &OpSpec) -> Support {
         match op.kind == self.op {
             true => Support::No(format!("{} was taken away", op.kind.name())),
             false => self.inner.supports(op),
         }
-    }
-    fn info(&self) -> &DeviceInfo {
-        self.inner.info()
-    }
-    fn memory(&self) -> Result<MemInfo> {
-        self.inner.memory()
-    }
-    fn overhead_bytes(&self, caps: &StepCaps) -> u64 {
-        self.inner.overhead_bytes(caps)
-    }
-    fn buffer(&self, shape: &[u32], dtype: DType, kind: MemKind) -> Result<Buffer> {
-        self.inner.buffer(shape, dtype, kind)
-    }
-    fn host_slot(&self, bytes: usize) -> Result<HostSlot> {
-        self.inner.host_slot(bytes)
-    }
-    fn load_weight(&self, w: HostWeight) -> Result<Weight> {
-        self.inner.load_weight(w)
-    }
-    fn kv_pool(&self, groups: &[KvGroupSpec], pages: u32) -> Result<KvPool> {
-        self.inner.kv_pool(groups, pages)
-    }
-    fn attn_plan(&self, spec: &AttnSpec, caps: &StepCaps) -> Result<AttnPlan> {
-        self.inner.attn_plan(spec, caps)
-    }
-    fn sampler(&self, caps: &StepCaps) -> Result<Sampler> {
-        self.inner.sampler(caps)
-    }
-    fn stream(&self, kind: QueueKind, caps: &StepCaps, comms: &[CommConfig]) -> Result<Box<dyn Stream>> {
-        self.inner.stream(kind, caps, comms)
     }
 }

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine_core::backend::{
-    AttnPlan, Backend, BatchMeta, CaptureLevel, Control, Graph, HostSlot, HostWeight, KvLayer, Mark, Op,
-    OpKind, OpSpec, Pending, Stream, Support, Ticket, Weight,
-};
-use engine_core::{DType, Error, Result, Tensor};
+use engine_core::backend::{Backend, CaptureLevel, Control, Graph, Op, OpKind, OpSpec, Stream, Support};
+use engine_core::forward_stream;
+use engine_core::{Error, Result};
 
 /// One op that was enqueued eagerly.
 #[derive(Clone, Debug)]
@@ -42,6 +40,10 @@ impl Spy {
 }
 
 impl Stream for Spy {
+    forward_stream!(
+        inner: scratch mark release upload download wait record after control plan write_weight pages_out
+        pages_in replay
+    );
     fn op(&mut self, op: &Op<'_>) -> Result<()> {
         let says = self.backend.supports(&OpSpec::from(op));
         if let Support::No(why) = says {
@@ -55,45 +57,6 @@ impl Stream for Spy {
         }
         Ok(())
     }
-    fn scratch(&mut self, shape: &[u32], dtype: DType) -> Tensor {
-        self.inner.scratch(shape, dtype)
-    }
-    fn mark(&mut self) -> Mark {
-        self.inner.mark()
-    }
-    fn release(&mut self, m: Mark) {
-        self.inner.release(m);
-    }
-    fn upload(&mut self, src: &[u8], dst: Tensor) -> Result<()> {
-        self.inner.upload(src, dst)
-    }
-    fn download(&mut self, src: Tensor, into: HostSlot) -> Result<Pending> {
-        self.inner.download(src, into)
-    }
-    fn wait(&mut self, p: Pending) -> Result<HostSlot> {
-        self.inner.wait(p)
-    }
-    fn record(&mut self) -> Result<Ticket> {
-        self.inner.record()
-    }
-    fn after(&mut self, t: Ticket) -> Result<()> {
-        self.inner.after(t)
-    }
-    fn control(&self) -> Arc<dyn Control> {
-        self.inner.control()
-    }
-    fn plan(&mut self, p: &AttnPlan, b: &BatchMeta<'_>, into: &mut [u8]) -> Result<()> {
-        self.inner.plan(p, b, into)
-    }
-    fn write_weight(&mut self, w: &Weight, slot: u32, src: &HostWeight) -> Result<()> {
-        self.inner.write_weight(w, slot, src)
-    }
-    fn pages_out(&mut self, kv: &[KvLayer], pages: &[u32], into: HostSlot) -> Result<Pending> {
-        self.inner.pages_out(kv, pages, into)
-    }
-    fn pages_in(&mut self, kv: &[KvLayer], pages: &[u32], from: HostSlot) -> Result<Pending> {
-        self.inner.pages_in(kv, pages, from)
-    }
     fn capture_begin(&mut self) -> Result<CaptureLevel> {
         let level = self.inner.capture_begin()?;
         self.capturing = level != CaptureLevel::Never;
@@ -106,8 +69,5 @@ impl Stream for Spy {
     fn capture_abort(&mut self) {
         self.capturing = false;
         self.inner.capture_abort();
-    }
-    fn replay(&mut self, g: &Graph) -> Result<()> {
-        self.inner.replay(g)
     }
 }

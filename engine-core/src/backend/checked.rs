@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::{
-    AttnPlan, AttnSpec, Backend, BatchMeta, Buffer, CaptureLevel, CommConfig, Control, DeviceInfo, Graph,
-    HostSlot, HostWeight, KvGroupSpec, KvLayer, KvPool, Mark, MemInfo, MemKind, Op, OpSpec, Pending, Phase,
-    QueueKind, Sampler, StepCaps, Stream, Support, Ticket, Weight,
+    AttnPlan, AttnSpec, Backend, BatchMeta, Buffer, CaptureLevel, CommConfig, Graph, HostSlot, HostWeight,
+    KvGroupSpec, KvLayer, KvPool, Mark, MemKind, Op, Pending, Phase, QueueKind, Sampler, StepCaps, Stream,
+    Ticket, Weight,
 };
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
+use crate::{forward_backend, forward_stream};
 
 /// A backend whose callers are checked.
 pub struct Checked {
@@ -60,18 +61,7 @@ impl Shared {
 }
 
 impl Backend for Checked {
-    fn info(&self) -> &DeviceInfo {
-        self.inner.info()
-    }
-    fn memory(&self) -> Result<MemInfo> {
-        self.inner.memory()
-    }
-    fn supports(&self, op: &OpSpec) -> Support {
-        self.inner.supports(op)
-    }
-    fn overhead_bytes(&self, caps: &StepCaps) -> u64 {
-        self.inner.overhead_bytes(caps)
-    }
+    forward_backend!(inner: info memory supports overhead_bytes);
     fn buffer(&self, shape: &[u32], dtype: DType, kind: MemKind) -> Result<Buffer> {
         self.shared.no_capture("buffer");
         assert!((1..=4).contains(&shape.len()), "buffer: 1 to 4 dimensions, got {shape:?}");
@@ -209,6 +199,7 @@ impl Drop for CheckedStream {
 }
 
 impl Stream for CheckedStream {
+    forward_stream!(inner: control);
     fn scratch(&mut self, shape: &[u32], dtype: DType) -> Tensor {
         let t = self.inner.scratch(shape, dtype);
         assert!(
@@ -267,9 +258,6 @@ impl Stream for CheckedStream {
     fn after(&mut self, t: Ticket) -> Result<()> {
         self.not_in_capture("after");
         self.inner.after(t)
-    }
-    fn control(&self) -> Arc<dyn Control> {
-        self.inner.control()
     }
     fn plan(&mut self, p: &AttnPlan, b: &BatchMeta<'_>, into: &mut [u8]) -> Result<()> {
         self.not_in_capture("plan");

@@ -13,12 +13,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    AttnPlan, AttnSpec, Backend, BatchMeta, Buffer, CaptureLevel, CommConfig, Control, DeviceInfo, Graph,
-    HostSlot, HostWeight, KvGroupSpec, KvLayer, KvPool, Mark, MemInfo, MemKind, Op, OpKind, OpSpec, Pending,
-    QueueKind, Sampler, StepCaps, Stream, Support, Ticket, Weight, compose,
+    AttnPlan, AttnSpec, Backend, BatchMeta, CaptureLevel, CommConfig, DeviceInfo, Graph, HostSlot,
+    HostWeight, KvGroupSpec, KvLayer, KvPool, Op, OpKind, OpSpec, Pending, QueueKind, Sampler, StepCaps,
+    Stream, Support, Weight, compose,
 };
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
+use crate::{forward_backend, forward_stream};
 use translate::{Translation, operands};
 
 /// A device whose missing ops run on another.
@@ -108,11 +109,9 @@ impl Shared {
 }
 
 impl Backend for HostFallback {
+    forward_backend!(device: memory overhead_bytes buffer host_slot);
     fn info(&self) -> &DeviceInfo {
         &self.info
-    }
-    fn memory(&self) -> Result<MemInfo> {
-        self.device.memory()
     }
     fn supports(&self, op: &OpSpec) -> Support {
         let on_host = Support::Native { workspace_bytes: 0, capture: CaptureLevel::Never };
@@ -130,15 +129,6 @@ impl Backend for HostFallback {
             },
             own => own,
         }
-    }
-    fn overhead_bytes(&self, caps: &StepCaps) -> u64 {
-        self.device.overhead_bytes(caps)
-    }
-    fn buffer(&self, shape: &[u32], dtype: DType, kind: MemKind) -> Result<Buffer> {
-        self.device.buffer(shape, dtype, kind)
-    }
-    fn host_slot(&self, bytes: usize) -> Result<HostSlot> {
-        self.device.host_slot(bytes)
     }
     fn load_weight(&self, w: HostWeight) -> Result<Weight> {
         let weight = self.device.load_weight(w.clone())?;
@@ -220,6 +210,7 @@ impl FallbackStream {
 }
 
 impl Stream for FallbackStream {
+    forward_stream!(device: scratch mark release upload download wait record after control write_weight);
     fn op(&mut self, op: &Op<'_>) -> Result<()> {
         let spec = OpSpec::from(op);
         let answer = match self.shared.on_host(spec.kind) {
@@ -239,38 +230,8 @@ impl Stream for FallbackStream {
             },
         }
     }
-    fn scratch(&mut self, shape: &[u32], dtype: DType) -> Tensor {
-        self.device.scratch(shape, dtype)
-    }
-    fn mark(&mut self) -> Mark {
-        self.device.mark()
-    }
-    fn release(&mut self, m: Mark) {
-        self.device.release(m);
-    }
-    fn upload(&mut self, src: &[u8], dst: Tensor) -> Result<()> {
-        self.device.upload(src, dst)
-    }
-    fn download(&mut self, src: Tensor, into: HostSlot) -> Result<Pending> {
-        self.device.download(src, into)
-    }
-    fn wait(&mut self, p: Pending) -> Result<HostSlot> {
-        self.device.wait(p)
-    }
-    fn record(&mut self) -> Result<Ticket> {
-        self.device.record()
-    }
-    fn after(&mut self, t: Ticket) -> Result<()> {
-        self.device.after(t)
-    }
-    fn control(&self) -> Arc<dyn Control> {
-        self.device.control()
-    }
     fn plan(&mut self, p: &AttnPlan, b: &BatchMeta<'_>, into: &mut [u8]) -> Result<()> {
         self.cache_stream().plan(p, b, into)
-    }
-    fn write_weight(&mut self, w: &Weight, slot: u32, src: &HostWeight) -> Result<()> {
-        self.device.write_weight(w, slot, src)
     }
     fn pages_out(&mut self, kv: &[KvLayer], pages: &[u32], into: HostSlot) -> Result<Pending> {
         self.refuse_page_copies()?;

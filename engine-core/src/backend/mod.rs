@@ -45,6 +45,7 @@ pub mod caps;
 pub mod capture;
 pub mod checked;
 pub mod compose;
+mod forward;
 mod handles;
 pub mod host_fallback;
 pub mod null;

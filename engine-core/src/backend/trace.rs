@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::null::{ALIGN_BYTES, NullBackend, NullConfig};
 use super::{
-    AttnPlan, AttnSpec, Backend, BatchMeta, Buffer, CaptureLevel, CommConfig, Control, DeviceInfo, Graph,
-    HostSlot, HostWeight, KvGroupSpec, KvLayer, KvPool, Mark, MemInfo, MemKind, Op, OpKind, OpSpec, Pending,
-    QueueKind, Sampler, StepCaps, Stream, Support, Ticket, Weight, compose,
+    AttnPlan, Backend, BatchMeta, Buffer, CaptureLevel, CommConfig, Graph, HostSlot, HostWeight, KvGroupSpec,
+    KvPool, MemKind, Op, OpKind, OpSpec, Pending, QueueKind, StepCaps, Stream, Support, Weight, compose,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
+use crate::{forward_backend, forward_stream};
 
 /// A recording stand-in for a device.
 pub struct Trace {
@@ -135,25 +135,12 @@ impl fmt::Display for Operand {
 }
 
 impl Backend for Trace {
-    fn info(&self) -> &DeviceInfo {
-        self.null.info()
-    }
-    fn memory(&self) -> Result<MemInfo> {
-        self.real.memory()
-    }
-    fn supports(&self, op: &OpSpec) -> Support {
-        self.real.supports(op)
-    }
-    fn overhead_bytes(&self, caps: &StepCaps) -> u64 {
-        self.real.overhead_bytes(caps)
-    }
+    forward_backend!(null: info host_slot attn_plan sampler);
+    forward_backend!(real: memory supports overhead_bytes);
     fn buffer(&self, shape: &[u32], dtype: DType, kind: MemKind) -> Result<Buffer> {
         let buffer = self.null.buffer(shape, dtype, kind)?;
         lock(&self.log).buffer_bytes += buffer.extent_bytes();
         Ok(buffer)
-    }
-    fn host_slot(&self, bytes: usize) -> Result<HostSlot> {
-        self.null.host_slot(bytes)
     }
     fn load_weight(&self, w: HostWeight) -> Result<Weight> {
         lock(&self.log).weight_bytes += w.meta().bytes;
@@ -163,12 +150,6 @@ impl Backend for Trace {
         let pool = self.null.kv_pool(groups, pages)?;
         lock(&self.log).kv_bytes += pool.page_bytes * u64::from(pages);
         Ok(pool)
-    }
-    fn attn_plan(&self, spec: &AttnSpec, caps: &StepCaps) -> Result<AttnPlan> {
-        self.null.attn_plan(spec, caps)
-    }
-    fn sampler(&self, caps: &StepCaps) -> Result<Sampler> {
-        self.null.sampler(caps)
     }
     fn stream(&self, kind: QueueKind, caps: &StepCaps, comms: &[CommConfig]) -> Result<Box<dyn Stream>> {
         // The arena's size is what a trace finds out.
@@ -204,18 +185,13 @@ impl TraceStream {
 }
 
 impl Stream for TraceStream {
+    forward_stream!(inner: mark release wait record after control write_weight pages_out pages_in);
     fn scratch(&mut self, shape: &[u32], dtype: DType) -> Tensor {
         let t = self.inner.scratch(shape, dtype);
         let height = (t.at_bytes() + t.extent_bytes()).next_multiple_of(ALIGN_BYTES);
         let mut log = lock(&self.log);
         log.arena_bytes = log.arena_bytes.max(height);
         t
-    }
-    fn mark(&mut self) -> Mark {
-        self.inner.mark()
-    }
-    fn release(&mut self, m: Mark) {
-        self.inner.release(m);
     }
     fn upload(&mut self, src: &[u8], dst: Tensor) -> Result<()> {
         let mut log = lock(&self.log);
@@ -231,30 +207,9 @@ impl Stream for TraceStream {
         drop(log);
         self.inner.download(src, into)
     }
-    fn wait(&mut self, p: Pending) -> Result<HostSlot> {
-        self.inner.wait(p)
-    }
-    fn record(&mut self) -> Result<Ticket> {
-        self.inner.record()
-    }
-    fn after(&mut self, t: Ticket) -> Result<()> {
-        self.inner.after(t)
-    }
-    fn control(&self) -> Arc<dyn Control> {
-        self.inner.control()
-    }
     fn plan(&mut self, p: &AttnPlan, b: &BatchMeta<'_>, into: &mut [u8]) -> Result<()> {
         lock(&self.log).plans += 1;
         self.inner.plan(p, b, into)
-    }
-    fn write_weight(&mut self, w: &Weight, slot: u32, src: &HostWeight) -> Result<()> {
-        self.inner.write_weight(w, slot, src)
-    }
-    fn pages_out(&mut self, kv: &[KvLayer], pages: &[u32], into: HostSlot) -> Result<Pending> {
-        self.inner.pages_out(kv, pages, into)
-    }
-    fn pages_in(&mut self, kv: &[KvLayer], pages: &[u32], from: HostSlot) -> Result<Pending> {
-        self.inner.pages_in(kv, pages, from)
     }
     fn op(&mut self, op: &Op<'_>) -> Result<()> {
         match self.real.supports(&OpSpec::from(op)) {
