@@ -175,7 +175,7 @@ impl Decoder {
             _ => {
                 let i = job - 2;
                 let attention = load_attention(l, c, spec, i, layout.places[i as usize], &rope)?;
-                Ok(Loaded::Layer(attention, load_mlp(l, c, spec, i)?))
+                Ok(Loaded::Layer(Box::new((attention, load_mlp(l, c, spec, i)?))))
             }
         })?;
         let mut loaded = loaded.into_iter();
@@ -238,13 +238,13 @@ impl Decoder {
 /// What one job of the loader threads makes.
 enum Loaded {
     Matrix(Option<Weight>),
-    Layer(Attention, Mlp),
+    Layer(Box<(Attention, Mlp)>),
 }
 
 impl Loaded {
     fn into_layer(self) -> Option<(Attention, Mlp)> {
         match self {
-            Loaded::Layer(attention, mlp) => Some((attention, mlp)),
+            Loaded::Layer(layer) => Some(*layer),
             Loaded::Matrix(_) => None,
         }
     }
