@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backend_cpu::reference::ReferenceBackend;
 use engine_core::backend::host_fallback::HostFallback;
-use engine_core::backend::{Backend, OpKind, OpSpec, Stream, Support};
+use engine_core::backend::{Backend, OpKind, OpSpec, Support};
 use engine_core::forward_backend;
 
 use super::check::{Verdict, check};

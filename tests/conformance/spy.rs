@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine_core::backend::{Backend, CaptureLevel, Control, Graph, Op, OpKind, OpSpec, Stream, Support};
+use engine_core::backend::{Backend, CaptureLevel, Graph, Op, OpKind, OpSpec, Stream, Support};
 use engine_core::forward_stream;
 use engine_core::{Error, Result};
 
