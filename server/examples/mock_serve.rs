@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let port: u16 = words.next().map_or(Ok(8000), |w| w.parse())?;
     let step_us: u64 = words.next().map_or(Ok(0), |w| w.parse())?;
     let config = MockConfig { step_time: Duration::from_micros(step_us), ..MockConfig::new(32_768) };
-    let metrics = Arc::new(Metrics::new(config.info.max_model_len));
+    let metrics = Arc::new(Metrics::new());
     let (fanout, sink) = Fanout::new(metrics.clone());
     let engine = Arc::new(MockEngine::start(config, Box::new(sink))?);
     let frontend = FrontendArgs {

@@ -4,16 +4,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_core::backend::Backend;
+#[cfg(feature = "cpu")]
+use engine_core::backend::host_fallback::HostFallback;
 use engine_core::backend::null::{NullBackend, NullConfig};
 use engine_core::{Error, Result};
 
-use crate::cli::{DeviceChoice, DeviceKind};
+use crate::cli::{DeviceChoice, DeviceKind, EngineArgs};
 
 /// What a backend needs to know beside the choice.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DeviceOptions {
     /// `--threads`, for the CPU.
     pub threads: Option<u32>,
+    /// `--allow-host-fallback`: ops that a GPU's backend lacks run on the CPU.
+    pub host_fallback: bool,
+}
+
+impl DeviceOptions {
+    /// What the flags of an engine say.
+    pub fn of(args: &EngineArgs) -> Self {
+        DeviceOptions { threads: args.threads, host_fallback: args.allow_host_fallback }
+    }
 }
 
 /// The devices this build was made with, as typed after `--device`.
@@ -72,15 +83,37 @@ pub fn measure_limits(id: &str, options: DeviceOptions) -> Result<Option<Machine
 /// `Unsupported` with what would work: the backend is not in this build, or finds no device.
 pub fn open(choice: DeviceChoice, options: DeviceOptions) -> Result<Arc<dyn Backend>> {
     let index = choice.index.unwrap_or(0);
-    match choice.kind {
-        DeviceKind::Auto => open_auto(options),
+    let device = match choice.kind {
+        DeviceKind::Auto => open_auto(options)?,
         DeviceKind::Null => {
             tracing::warn!("--device null computes nothing: for load tests; answers are noise");
             let step_time = Duration::from_millis(u64::from(index));
-            Ok(Arc::new(NullBackend::new(NullConfig { step_time, ..NullConfig::default() })))
+            Arc::new(NullBackend::new(NullConfig { step_time, ..NullConfig::default() }))
         }
-        kind => open_kind(kind, index, options),
+        kind => open_kind(kind, index, options)?,
+    };
+    if options.host_fallback { with_fallback(device) } else { Ok(device) }
+}
+
+/// Completes a GPU by the CPU's reference; a device that is none lacks nothing.
+fn with_fallback(device: Arc<dyn Backend>) -> Result<Arc<dyn Backend>> {
+    if !is_gpu(&device) {
+        return Ok(device);
     }
+    #[cfg(feature = "cpu")]
+    return Ok(Arc::new(HostFallback::new(
+        device,
+        Arc::new(backend_cpu::reference::ReferenceBackend::new()),
+    )));
+    #[cfg(not(feature = "cpu"))]
+    Err(Error::Unsupported(
+        "--allow-host-fallback: this build has no CPU backend; build with --features cpu".into(),
+    ))
+}
+
+/// Whether flags about a GPU mean something on this device.
+pub fn is_gpu(device: &Arc<dyn Backend>) -> bool {
+    ["cuda", "rocm", "wgpu"].iter().any(|gpu| device.info().id.starts_with(gpu))
 }
 
 fn open_auto(options: DeviceOptions) -> Result<Arc<dyn Backend>> {

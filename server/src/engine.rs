@@ -33,7 +33,7 @@ pub fn start(
     sink: Box<dyn OutputSink>,
     log: LogFormat,
 ) -> Result<ThreadEngine, StartError> {
-    let backend = device::open(args.device, DeviceOptions { threads: args.threads })?;
+    let backend = device::open(args.device, DeviceOptions::of(args))?;
     start_on(backend, model, args, sink, log)
 }
 
@@ -48,7 +48,7 @@ pub fn start_on(
     sink: Box<dyn OutputSink>,
     log: LogFormat,
 ) -> Result<ThreadEngine, StartError> {
-    if !["cuda", "rocm", "wgpu"].iter().any(|gpu| backend.info().id.starts_with(gpu)) {
+    if !device::is_gpu(&backend) {
         args.notices_on_cpu().iter().for_each(|notice| tracing::warn!("{notice}"));
     }
     let threads = args.threads.unwrap_or_else(available_threads);
@@ -184,6 +184,8 @@ fn info(model: &OpenModel, args: &EngineArgs, report: &StartupReport) -> EngineI
         ("enable_prefix_caching", python_bool(args.enable_prefix_caching != Some(false))),
         ("gpu_memory_utilization", args.gpu_memory_utilization.unwrap_or(0.92).to_string()),
         ("num_gpu_blocks", (report.kv_pages - 1).to_string()),
+        ("num_gpu_blocks_override", python_int(args.num_gpu_blocks_override)),
+        ("kv_offloading_size", "None".to_owned()),
         ("kv_cache_memory_bytes", report.kv_bytes.to_string()),
     ];
     EngineInfo {
@@ -197,6 +199,10 @@ fn info(model: &OpenModel, args: &EngineArgs, report: &StartupReport) -> EngineI
         kv_cache_tokens: report.kv_tokens,
         cache_config: cache.map(|(k, v)| (k.to_owned(), v)).to_vec(),
     }
+}
+
+fn python_int(number: Option<u32>) -> String {
+    number.map_or("None".to_owned(), |n| n.to_string())
 }
 
 fn python_bool(flag: bool) -> String {

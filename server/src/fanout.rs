@@ -12,7 +12,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine_core::engine::types::{
     EngineFailure, FinishReason, FirstOutput, OutputSink, RequestId, RowOutput, StepOutputs, TokenLogprobs,
@@ -38,6 +38,17 @@ pub struct RowSpec {
     pub max_tokens: u32,
 }
 
+/// Where the time of one sequence went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// From its arrival to the first step it took part in.
+    pub queue: Duration,
+    /// From there to the first token.
+    pub prefill: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
 /// All that has arrived for one sequence since the last look.
 #[derive(Debug, Default)]
 pub struct Update {
@@ -50,6 +61,8 @@ pub struct Update {
     pub first: Option<FirstOutput>,
     /// With the last update, exactly once.
     pub finish: Option<FinishReason>,
+    /// With the last update, when there was a token.
+    pub timing: Option<Timing>,
 }
 
 impl Update {
@@ -59,6 +72,7 @@ impl Update {
         self.prompt_logprobs = None;
         self.first = None;
         self.finish = None;
+        self.timing = None;
     }
 }
 
@@ -173,18 +187,17 @@ impl Fanout {
                 sender.finish_row(row);
             } else if let Some(sender) = shard.get_mut(&row.id.0) {
                 self.metrics.row_output(&mut sender.record, &row, batch.at);
-                sender.inbox.push(sender.child, row);
+                sender.inbox.push(sender.child, row, None);
             }
         }
     }
 
     /// Takes a sequence out of the table because the server ends it itself.
-    fn close(&self, id: u64, reason: FinishReason) {
-        let sender = self.shard(id).remove(&id);
-        if let Some(mut sender) = sender {
-            sender.armed = false;
-            self.metrics.request_finished(&sender.record, reason);
-        }
+    fn close(&self, id: u64, reason: FinishReason) -> Option<Timing> {
+        let mut sender = self.shard(id).remove(&id)?;
+        sender.armed = false;
+        self.metrics.request_finished(&sender.record, reason);
+        sender.record.timing()
     }
 }
 
@@ -253,14 +266,16 @@ impl RequestStream {
     }
 
     /// Ends a sequence from the server's side (a stop string was found): the engine is told to drop it, and
-    /// nothing more of it is seen here.
-    pub fn close(&mut self, child: usize, reason: FinishReason) {
-        if self.open[child] {
-            self.mark_closed(child);
-            let id = self.id(child);
-            self.fanout.close(id.0, reason);
-            self.engine.abort(id);
+    /// nothing more of it is seen here. Its timing, when it is still open in the table and had a token.
+    pub fn close(&mut self, child: usize, reason: FinishReason) -> Option<Timing> {
+        if !self.open[child] {
+            return None;
         }
+        self.mark_closed(child);
+        let id = self.id(child);
+        let timing = self.fanout.close(id.0, reason);
+        self.engine.abort(id);
+        timing
     }
 
     fn mark_closed(&mut self, child: usize) {
@@ -289,7 +304,8 @@ impl RowSender {
     fn finish_row(self, row: RowOutput) {
         let mut this = self;
         this.armed = false;
-        this.inbox.push(this.child, row);
+        let timing = this.record.timing();
+        this.inbox.push(this.child, row, timing);
     }
 
     fn finish(self, update: Update) {
@@ -340,7 +356,7 @@ impl Inbox {
         Inbox { wake, state: Mutex::new(state) }
     }
 
-    fn push(&self, child: u32, row: RowOutput) {
+    fn push(&self, child: u32, row: RowOutput, timing: Option<Timing>) {
         let mut state = lock(&self.state);
         let update = &mut state.children[child as usize].update;
         update.tokens.extend_from_slice(row.tokens.as_slice());
@@ -354,6 +370,7 @@ impl Inbox {
             update.first = row.first;
         }
         update.finish = row.finish;
+        update.timing = timing;
         state.mark(child, self.wake);
     }
 

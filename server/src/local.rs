@@ -37,7 +37,7 @@ impl Local {
             .thread_name("local")
             .build()?;
         let model = OpenModel::open(args, TemplateOptions::default(), log)?;
-        let metrics = Arc::new(Metrics::new(model.config.max_position_embeddings));
+        let metrics = Arc::new(Metrics::new());
         let (fanout, sink) = Fanout::new(metrics.clone());
         let engine = Arc::new(engine::start(&model, args, Box::new(sink), log)?);
         runtime.spawn(fanout.clone().run());

@@ -23,9 +23,7 @@ use crate::run::wants_colour;
 /// # Errors
 /// Whatever keeps it from starting, in one sentence.
 pub fn serve(args: &ServeArgs, started: Instant) -> Result<Ended, StartError> {
-    serve_on(args, started, &|| {
-        device::open(args.engine.device, DeviceOptions { threads: args.engine.threads })
-    })
+    serve_on(args, started, &|| device::open(args.engine.device, DeviceOptions::of(&args.engine)))
 }
 
 /// [`serve`] on a device that the caller opens.
@@ -50,6 +48,10 @@ fn serve_in(
     open: OpenDevice<'_>,
 ) -> Result<Ended, StartError> {
     let _entered = runtime.enter();
+    if args.frontend.max_num_seqs_per_key.is_some() && args.frontend.api_key.is_empty() {
+        let why = "--max-num-seqs-per-key needs --api-key: without keys there is nobody to tell from others";
+        return Err(StartError::new(why));
+    }
     // The port comes first: a port in use is said before minutes of loading.
     let listener = runtime.block_on(http::bind(&args.frontend))?;
     let log = args.logging.format;
@@ -58,7 +60,7 @@ fn serve_in(
         format: Some(args.frontend.chat_template_content_format),
     };
     let model = OpenModel::open(&args.engine, template, log)?;
-    let metrics = Arc::new(Metrics::new(model.config.max_position_embeddings));
+    let metrics = Arc::new(Metrics::new());
     let (fanout, sink) = Fanout::new(metrics.clone());
     let engine = Arc::new(engine::start_on(open()?, &model, &args.engine, Box::new(sink), log)?);
     let _stop = StopOnDrop(engine.clone());
@@ -117,9 +119,15 @@ fn announce(
             model = table.model,
             device = table.device,
             dtype = table.dtype,
+            source = table.source,
             weight_bytes = table.weight_bytes,
             kv_tokens = table.kv_tokens,
+            kv_bytes = table.kv_bytes,
             max_model_len = table.max_model_len,
+            max_num_seqs = table.max_num_seqs,
+            full_length_requests = table.full_length_requests(),
+            address = table.address.to_string(),
+            example = table.curl_line(),
             startup_s = table.startup_s,
             "ready"
         ),

@@ -7,10 +7,12 @@ pub mod allocator;
 pub mod conformance;
 pub mod engine;
 pub mod golden;
+pub mod http;
 pub mod load;
 pub mod null;
 pub mod rigged;
 pub mod rng;
+pub mod server;
 
 use std::path::PathBuf;
 

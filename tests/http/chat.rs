@@ -33,7 +33,7 @@ async fn a_whole_answer_has_every_field() {
             "service_tier": null,
             "system_fingerprint": format!("pallium-{}", env!("CARGO_PKG_VERSION")),
             "usage": {"prompt_tokens": 19, "total_tokens": 39, "completion_tokens": 20, "prompt_tokens_details": null},
-            "prompt_logprobs": null, "prompt_token_ids": null, "kv_transfer_params": null
+            "prompt_logprobs": null, "prompt_token_ids": null, "kv_transfer_params": null, "metrics": null
         })
     );
 }
@@ -96,6 +96,30 @@ async fn the_template_sees_what_the_request_says() {
         assert_eq!(answer.status, 200, "{body}: {}", answer.body);
         assert_eq!(text(&answer.json()), expected, "{body}");
     }
+}
+
+#[tokio::test]
+async fn tools_are_chosen_by_nobody_without_a_parser() {
+    let server = TestServer::new().start();
+    let tool = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
+    let ask = |choice: Value| server.chat(json!({"messages": hi(), "tools": [tool], "tool_choice": choice}));
+    let answer = ask(json!("auto")).await;
+    check_error(&answer, 400, "BadRequestError", None);
+    assert!(answer.body.contains("--tool-call-parser"), "{}", answer.body);
+    check_error(&ask(json!("required")).await, 400, "Bad Request", Some("body.tool_choice"));
+    assert_eq!(ask(json!("none")).await.status, 200);
+}
+
+#[tokio::test]
+async fn too_long_a_conversation_is_refused_by_its_characters() {
+    let server = TestServer::new().start();
+    let long = |text: String| json!({"messages": [{"role": "user", "content": text}]});
+    check_error(&server.chat(long("PANIC".repeat(60))).await, 400, "BadRequestError", Some("input_text"));
+    let cut = merged(long("a".repeat(600)), &json!({"truncate_prompt_tokens": 9, "max_tokens": 1}));
+    assert_eq!(server.chat(cut).await.status, 200);
+    // Counting tokens of a long text is no crime.
+    let counted = server.post("/tokenize", &json!({"prompt": "a".repeat(600)})).await;
+    assert_eq!(counted.json()["count"], 601);
 }
 
 #[tokio::test]

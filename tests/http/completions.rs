@@ -29,7 +29,7 @@ async fn a_whole_answer_has_every_field() {
             "service_tier": null,
             "system_fingerprint": format!("pallium-{}", env!("CARGO_PKG_VERSION")),
             "usage": {"prompt_tokens": 4, "total_tokens": 9, "completion_tokens": 5, "prompt_tokens_details": null},
-            "kv_transfer_params": null
+            "kv_transfer_params": null, "metrics": null
         })
     );
 }

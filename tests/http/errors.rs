@@ -138,7 +138,7 @@ async fn broken_http_is_answered() {
 
 #[tokio::test]
 async fn a_panic_ends_its_own_request_only() {
-    let server = TestServer::new().start();
+    let server = TestServer::with(MockConfig::new(1 << 14), HttpOptions::default()).start();
     // In the handler, on a blocking thread, while gathering, and while streaming.
     for prompt in ["PANIC".to_string(), "PANIC".repeat(2000), "a\u{7}".to_string()] {
         let answer = server.complete(json!({"prompt": prompt})).await;

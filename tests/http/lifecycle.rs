@@ -82,7 +82,8 @@ async fn connections_are_kept_alive() {
 #[tokio::test]
 async fn silent_streams_are_kept_alive() {
     let config = MockConfig { max_num_seqs: 0, ..MockConfig::new(64) };
-    let options = HttpOptions { sse_keep_alive: Some(Duration::from_millis(5)), ..HttpOptions::default() };
+    let mut options = HttpOptions::default();
+    options.frontend.sse_keep_alive_interval_s = 0.005;
     let server = TestServer::with(config, options);
     let (address, _signal, _served) = server.listen().await;
     let mut client = TcpStream::connect(&address).await.unwrap();

@@ -4,7 +4,9 @@
 mod chat;
 mod completions;
 mod errors;
+mod graphs;
 mod harness;
 mod lifecycle;
+mod metrics;
 mod parameters;
 mod surface;

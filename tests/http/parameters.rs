@@ -66,6 +66,10 @@ async fn values_out_of_range_are_refused() {
         (json!({"prompt": ["a", ""]}), Some("prompt")),
         (json!({"prompt": vec![97; 257]}), Some("input_tokens")),
         (json!({"prompt": vec![97; 256]}), Some("max_tokens")),
+        // 256 tokens are at most 256 characters: longer text is not even tokenized (it would panic here).
+        (json!({"prompt": format!("PANIC{}", "a".repeat(252))}), Some("input_text")),
+        (json!({"prompt": ["a", "é".repeat(257)]}), Some("input_text")),
+        (json!({"prompt": "é".repeat(250)}), Some("input_tokens")),
     ];
     for (extra, param) in cases {
         let answer = server.complete(hello(&extra)).await;

@@ -2,8 +2,6 @@
 //! the other: they count.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod harness;
-
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -16,8 +14,10 @@ use serde_json::json;
 use server::cli::EngineArgs;
 use server::http::HttpOptions;
 use tests::allocator::{Counting, allocations_here, live_bytes};
+use tests::http::{merged, until};
 use tests::null::{self, PAGE_BYTES, SOURCE};
 use tests::rigged::{Counts, Rig, Rigged};
+use tests::server::Server;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -110,7 +110,7 @@ fn memory_is_flat_over_many_requests() {
         kv_cache_memory_bytes: Some(600 * PAGE_BYTES),
         ..EngineArgs::default()
     };
-    let server = runtime.block_on(async { harness::Server::start(args, HttpOptions::default(), 256) });
+    let server = runtime.block_on(async { Server::start(args, HttpOptions::default(), 256) });
     let mut live = Vec::new();
     for part in 0..10 {
         runtime.block_on(round(&server, part, REQUESTS / 10));
@@ -122,7 +122,7 @@ fn memory_is_flat_over_many_requests() {
     assert!(growth < 64 << 10, "{growth} bytes more after {} requests: {live:?}", REQUESTS * 6 / 10);
 }
 
-async fn round(server: &Arc<harness::Server>, part: u64, count: u64) {
+async fn round(server: &Arc<Server>, part: u64, count: u64) {
     let lanes = (0..16).map(|lane| {
         let server = server.clone();
         tokio::spawn(async move {
@@ -134,10 +134,10 @@ async fn round(server: &Arc<harness::Server>, part: u64, count: u64) {
     for lane in lanes.collect::<Vec<_>>() {
         lane.await.unwrap();
     }
-    harness::until("the end of all requests", || server.is_idle()).await;
+    until("the end of all requests", || server.is_idle()).await;
 }
 
-async fn one(server: &harness::Server, i: u64) {
+async fn one(server: &Server, i: u64) {
     let prompt = format!("request {i}");
     let base = json!({"prompt": prompt, "max_tokens": 1 + i % 7});
     let (extra, status) = match i % 16 {
@@ -148,9 +148,9 @@ async fn one(server: &harness::Server, i: u64) {
         4 => (json!({"stop": "x", "seed": i}), 200),
         5 => (json!({"cache_salt": format!("tenant-{i}")}), 200),
         6 => (json!({"logit_bias": {"65": 1.0}, "repetition_penalty": 1.1}), 200),
-        7 => return server.hang_up(&prompt).await,
+        7 => return server.hang_up(&merged(base, &json!({"stream": true, "max_tokens": 100}))).await,
         _ => (json!({}), 200),
     };
-    let answer = server.complete(harness::merged(base, &extra)).await;
+    let answer = server.complete(merged(base, &extra)).await;
     assert_eq!(answer.status, status, "{}", answer.body);
 }

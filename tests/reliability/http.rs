@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use server::cli::EngineArgs;
 use server::client::EngineClient;
 use server::http::{Ended, HttpOptions};
+use tests::http::{Answer, merged, raw, raw_post, until};
 use tests::rigged::Fault;
+use tests::server::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-use crate::harness::{Answer, Server, merged, raw, raw_post, until};
 
 const LEN: u32 = 65_536;
 
@@ -97,7 +97,10 @@ async fn a_client_that_goes_away_frees_its_pages_within_one_step() {
         let (address, _signal, _served) = server.listen().await;
         server.rig.plant(50, Fault::Hang);
         let mut client = TcpStream::connect(&address).await.unwrap();
-        client.write_all(raw_post(&long(json!({"stream": stream, "n": 4}))).as_bytes()).await.unwrap();
+        client
+            .write_all(raw_post("/v1/completions", &long(json!({"stream": stream, "n": 4}))).as_bytes())
+            .await
+            .unwrap();
         until("the hang", || server.rig.counts().waits == 51).await;
         if stream {
             assert!(client.read(&mut [0; 512]).await.unwrap() > 0);
@@ -126,7 +129,10 @@ async fn a_lost_engine_fails_streams_turns_health_and_ends_the_server() {
         let (address, _signal, served) = server.listen().await;
         assert_eq!(server.get("/health").await.status, 200);
         server.rig.plant(300, Fault::Hang);
-        let (stream, whole) = (raw_post(&long(json!({"stream": true}))), raw_post(&long(json!({}))));
+        let (stream, whole) = (
+            raw_post("/v1/completions", &long(json!({"stream": true}))),
+            raw_post("/v1/completions", &long(json!({}))),
+        );
         let asked = [&stream, &whole, &stream, &whole].map(|request| {
             let (address, request) = (address.clone(), request.clone());
             tokio::spawn(async move { raw(&address, &request).await })

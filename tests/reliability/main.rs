@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod engine;
-mod harness;
 mod http;
 mod lost;
 mod storm;

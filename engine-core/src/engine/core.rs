@@ -238,6 +238,7 @@ impl Engine {
                 tokens: outcome.tokens,
                 logprobs,
                 prompt_logprobs: prompt.map(Box::new),
+                preemptions: outcome.preemptions,
                 finish: outcome.finish,
                 first: if state.firsts.is_empty() { None } else { state.firsts.remove(&outcome.id) },
             });
@@ -265,6 +266,7 @@ fn end_of(id: RequestId, finish: FinishReason) -> RowOutput {
         tokens: TokenBatch::default(),
         logprobs: Vec::new(),
         prompt_logprobs: None,
+        preemptions: 0,
         finish: Some(finish),
         first: None,
     }

@@ -69,6 +69,8 @@ pub struct RowOutput {
     pub logprobs: Vec<TokenLogprobs>,
     /// Prompt log-probabilities, with the first output only: entry i is of prompt token i; the first is `None`.
     pub prompt_logprobs: Option<Box<Vec<Option<TokenLogprobs>>>>,
+    /// Times the request was preempted so far; zero in an output without tokens.
+    pub preemptions: u32,
     /// Set exactly once, on the last output of the request.
     pub finish: Option<FinishReason>,
     /// With the first output only: what happened before it.

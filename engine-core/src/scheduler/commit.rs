@@ -108,7 +108,8 @@ impl Scheduler {
             self.kv.register(slot, &mut row.chain, &row.tokens, computed, row.request.prompt.len());
         }
         if !accepted.as_slice().is_empty() {
-            out.push(CommitOutcome { id: planned.id, row: at, tokens: accepted, finish });
+            let preemptions = row.preemptions;
+            out.push(CommitOutcome { id: planned.id, row: at, tokens: accepted, preemptions, finish });
         }
         finish.is_some() && self.end(planned.index)
     }

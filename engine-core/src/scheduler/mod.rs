@@ -162,7 +162,7 @@ impl Scheduler {
             in_flight: 0,
             stage: Stage::Waiting,
             feed,
-            was_preempted: false,
+            preemptions: 0,
             drafts: Vec::new(),
             key,
             chain: self.kv.chain(request.cache_salt.as_deref()),
@@ -224,7 +224,7 @@ impl Scheduler {
     /// The prompt's length of a request that has never had a slot, if this is one.
     pub fn waits_for_first_admission(&self, id: RequestId) -> Option<usize> {
         let row = &self.rows[*self.ids.get(&id)?];
-        (matches!(row.stage, Stage::Waiting) && !row.was_preempted).then_some(row.request.prompt.len())
+        (matches!(row.stage, Stage::Waiting) && row.preemptions == 0).then_some(row.request.prompt.len())
     }
 
     /// Steps planned and not committed.

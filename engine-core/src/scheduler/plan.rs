@@ -123,6 +123,8 @@ pub struct CommitOutcome {
     pub row: u32,
     /// Tokens accepted, in order; the stopping token is among them. May be fewer than were sampled.
     pub tokens: TokenBatch,
+    /// Times the request was preempted so far.
+    pub preemptions: u32,
     /// Set when the request has ended; its pages and slot are free and its id is forgotten.
     pub finish: Option<FinishReason>,
 }

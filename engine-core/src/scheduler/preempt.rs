@@ -15,7 +15,7 @@ impl Scheduler {
         let Stage::Running { slot } = row.stage else { unreachable!("a waiting row among the running") };
         row.stage = Stage::Waiting;
         row.computed = 0;
-        row.was_preempted = true;
+        row.preemptions += 1;
         row.drafts.clear();
         if planted!(self.planted, DropInFlight) {
             row.placeholders = 0;

@@ -31,7 +31,8 @@ pub(crate) struct Row {
     pub(crate) in_flight: u32,
     pub(crate) stage: Stage,
     pub(crate) feed: Feed,
-    pub(crate) was_preempted: bool,
+    /// Times it gave up its slot and pages.
+    pub(crate) preemptions: u32,
     /// Proposed tokens after the last known one.
     pub(crate) drafts: Vec<u32>,
     pub(crate) key: OrderKey,

@@ -137,7 +137,7 @@ impl Scheduler {
         self.kv.admit(slot, &mut row.chain, &row.tokens, hit, row.target, &mut plan.table_deltas);
         let extended = self.kv.extend(slot, chunk.start, chunk.start + chunk.q_len, &mut plan.table_deltas);
         assert!(extended, "pages were counted before admission");
-        let resumed = row.was_preempted;
+        let resumed = row.preemptions > 0;
         if !resumed && row.request.params.prompt_logprobs.is_none() {
             self.prefix_queries += row.tokens.len() as u64;
             self.prefix_hits += u64::from(hit.tokens);

@@ -15,7 +15,7 @@ pub fn per_second(value: f64, unit: &str) -> String {
 
 /// Measures the device that ran, while it is idle; `None`, with a notice, where that is not known how.
 pub fn measure(args: &EngineArgs, device: &str) -> Option<MachineLimits> {
-    match device::measure_limits(device, DeviceOptions { threads: args.threads }) {
+    match device::measure_limits(device, DeviceOptions::of(args)) {
         Ok(limits) => limits,
         Err(e) => {
             tracing::warn!("the machine's limits were not measured: {e}");

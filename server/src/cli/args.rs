@@ -118,6 +118,8 @@ pub struct FrontendArgs {
     pub uds: Option<PathBuf>,
     /// Any of these as bearer token; empty: no check.
     pub api_key: Vec<Secret>,
+    /// Sequences of one key in work at once; beyond it 429. `None`: no bound.
+    pub max_num_seqs_per_key: Option<u32>,
     /// Path prefix behind a proxy; empty or starting with `/`.
     pub root_path: String,
     /// CORS; empty: no cross-origin answers.
@@ -140,12 +142,20 @@ pub struct FrontendArgs {
 
     /// `prompt_tokens_details.cached_tokens` in usage.
     pub enable_prompt_tokens_details: bool,
+    /// `metrics` in the answer to a single sequence.
+    pub enable_per_request_metrics: bool,
+    /// No tools in the prompt of a request whose `tool_choice` is `none`.
+    pub exclude_tools_when_tool_choice_none: bool,
+    /// /load counts.
+    pub enable_server_load_tracking: bool,
     /// Usage on every stream, asked for or not.
     pub enable_force_include_usage: bool,
     /// Echo `X-Request-Id`.
     pub enable_request_id_headers: bool,
     /// Tokens gathered before one SSE chunk, at least 1; the first token goes out at once.
     pub stream_interval: u32,
+    /// Seconds between comments on a silent stream; 0: none.
+    pub sse_keep_alive_interval_s: f64,
     /// Seconds that streams may still run after SIGTERM.
     pub shutdown_timeout_s: f64,
     /// No /openapi.json.
@@ -284,6 +294,7 @@ impl Default for FrontendArgs {
             port: 8000,
             uds: None,
             api_key: Vec::new(),
+            max_num_seqs_per_key: None,
             root_path: String::new(),
             allowed_origins: Vec::new(),
             allowed_methods: vec!["*".to_owned()],
@@ -296,9 +307,13 @@ impl Default for FrontendArgs {
             response_role: "assistant".to_owned(),
             return_tokens_as_token_ids: false,
             enable_prompt_tokens_details: false,
+            enable_per_request_metrics: false,
+            exclude_tools_when_tool_choice_none: false,
+            enable_server_load_tracking: false,
             enable_force_include_usage: false,
             enable_request_id_headers: false,
             stream_interval: 1,
+            sse_keep_alive_interval_s: 0.0,
             shutdown_timeout_s: 0.0,
             disable_openapi: false,
             enable_log_requests: false,

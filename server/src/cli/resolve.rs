@@ -120,7 +120,9 @@ fn expand_mapped(
         let Status::Mapped(map) = a.flag.status else { continue };
         match map_value(map, &a.value) {
             Mapped::Set(target, value) => {
-                notices.push(format!("{}: now called --{target}", a.subject));
+                let negated = matches!(map, Map::Negate(_)) && value == "false";
+                let no = if negated { "no-" } else { "" };
+                notices.push(format!("{}: now called --{no}{target}", a.subject));
                 layer.push(mapped_assignment(spec, &a, target, value));
             }
             Mapped::Nothing(why) => notices.push(format!("{}: without effect: {why}", a.subject)),

@@ -42,6 +42,15 @@ pub enum Address {
     Socket(PathBuf),
 }
 
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Url(url) => f.write_str(url),
+            Address::Socket(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 impl StartupTable {
     /// The table, aligned, with a newline at the end of each line; names are bold where colours are wanted.
     pub fn render(&self, colour: bool) -> String {
@@ -93,11 +102,7 @@ impl StartupTable {
                 self.max_num_seqs
             ),
         ));
-        let address = match &self.address {
-            Address::Url(url) => url.clone(),
-            Address::Socket(path) => path.display().to_string(),
-        };
-        rows.push(("address", address));
+        rows.push(("address", self.address.to_string()));
         rows.push(("ready in", format!("{:.2} s", self.startup_s)));
         rows
     }

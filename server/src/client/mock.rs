@@ -306,7 +306,15 @@ impl Row {
         };
         let logprobs =
             params.logprobs.map(|k| vec![logprob(token, k, config.info.vocab_size)]).unwrap_or_default();
-        RowOutput { id: self.request.id, tokens: token.into(), logprobs, prompt_logprobs, finish, first }
+        RowOutput {
+            id: self.request.id,
+            tokens: token.into(),
+            logprobs,
+            prompt_logprobs,
+            preemptions: 0,
+            finish,
+            first,
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::model::{StartError, hub_config};
 /// A MODEL that cannot be found or read, or standard output that cannot be written.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode, StartError> {
     super::refuse_null(&args.engine)?;
-    let devices = devices(DeviceOptions { threads: args.engine.threads });
+    let devices = devices(DeviceOptions::of(&args.engine));
     let chosen = chosen(&args.engine.device, &devices);
     let fits = match chosen {
         Some((info, memory)) => {

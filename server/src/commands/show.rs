@@ -150,9 +150,10 @@ impl Timing {
         let Some(first) = self.first else { return "[no tokens]".to_owned() };
         let mut line = format!("[TTFT {:.1} ms", first.as_secs_f64() * 1e3);
         if let Some(tokens) = self.tokens {
-            let rest_s = self.total.saturating_sub(first).as_secs_f64();
-            if tokens > 1 && rest_s > 0.0 {
-                line.push_str(&format!(", {:.1} tok/s", (tokens - 1) as f64 / rest_s));
+            let total_s = self.total.as_secs_f64();
+            if total_s > 0.0 {
+                // Of the whole answer: several tokens may have come with the first one.
+                line.push_str(&format!(", {:.1} tok/s", tokens as f64 / total_s));
             }
             line.push_str(&format!(", {tokens} tokens"));
         }
@@ -189,7 +190,7 @@ mod tests {
     fn figures_are_those_of_the_answer() {
         let timing = Timing {
             first: Some(Duration::from_millis(20)),
-            total: Duration::from_millis(1020),
+            total: Duration::from_millis(1100),
             tokens: Some(11),
         };
         assert_eq!(timing.line(), "[TTFT 20.0 ms, 10.0 tok/s, 11 tokens]");

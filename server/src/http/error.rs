@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use engine_core::engine::types::{EngineFailure, Refused};
 use serde_json::json;
 
-/// Seconds after which a client that met a full queue may try again.
+/// Seconds after which a client that met a bound may try again.
 const RETRY_AFTER_S: u32 = 1;
 
 /// One error answer.
@@ -60,6 +60,17 @@ impl ApiError {
     pub fn shutting_down() -> Self {
         let message = "The server is shutting down.";
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", message);
+        error.retry_after_s = Some(RETRY_AFTER_S);
+        error
+    }
+
+    /// One key has as many sequences in work as it may: 429.
+    pub fn key_limit(open: usize, limit: usize) -> Self {
+        let message = format!(
+            "This key has {open} sequences in work and may have {limit} (--max-num-seqs-per-key). Try again when \
+             some have ended."
+        );
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "Too Many Requests", message);
         error.retry_after_s = Some(RETRY_AFTER_S);
         error
     }

@@ -29,9 +29,11 @@ pub async fn version() -> Response<Body> {
     json_response(StatusCode::OK, json!({ "version": env!("CARGO_PKG_VERSION") }).to_string())
 }
 
-/// `{"server_load": requests in work}`.
+/// `{"server_load": requests in work}`; they are counted with `--enable-server-load-tracking` only.
 pub async fn load(State(state): State<AppState>) -> Response<Body> {
-    json_response(StatusCode::OK, json!({ "server_load": state.metrics.in_work() }).to_string())
+    let counted = state.options.frontend.enable_server_load_tracking;
+    let load = if counted { state.metrics.in_work() } else { 0 };
+    json_response(StatusCode::OK, json!({ "server_load": load }).to_string())
 }
 
 /// Prometheus text.

@@ -17,6 +17,8 @@ pub use registry::{Counter, Histogram};
 
 use registry::one_two_five;
 
+use crate::fanout::Timing;
+
 const TTFT_BOUNDS: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
     80.0, 160.0, 640.0, 2560.0,
@@ -39,12 +41,14 @@ pub struct Metrics {
     success: [Counter; Outcome::NAMES.len()],
     rejected_requests: Counter,
     rejected_tokens: Counter,
+    rejected_by_key: Counter,
     request_prompt_tokens: Histogram,
     request_generation_tokens: Histogram,
     request_max_num_generation_tokens: Histogram,
     request_params_max_tokens: Histogram,
     request_params_n: Histogram,
     request_prefill_kv_computed_tokens: Histogram,
+    request_num_preemptions: Histogram,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
     time_per_output_token: Histogram,
@@ -66,6 +70,7 @@ pub struct RequestRecord {
     max_tokens: u32,
     generated: u32,
     cached_tokens: u32,
+    preemptions: u32,
     queue: Duration,
     /// First and latest output.
     times: Option<(Instant, Instant)>,
@@ -80,9 +85,21 @@ impl RequestRecord {
             max_tokens,
             generated: 0,
             cached_tokens: 0,
+            preemptions: 0,
             queue: Duration::ZERO,
             times: None,
         }
+    }
+
+    /// Where its time went until now; `None` without a token.
+    pub fn timing(&self) -> Option<Timing> {
+        let (first, last) = self.times?;
+        let scheduled = self.arrival + self.queue;
+        Some(Timing {
+            queue: self.queue,
+            prefill: first.saturating_duration_since(scheduled),
+            decode: last.saturating_duration_since(first),
+        })
     }
 }
 
@@ -113,9 +130,11 @@ impl From<FinishReason> for Outcome {
 }
 
 impl Metrics {
-    /// Instruments for a model with this context length.
-    pub fn new(max_model_len: u32) -> Self {
-        let tokens = || Histogram::of_counts(&one_two_five(u64::from(max_model_len)));
+    /// All at zero.
+    #[expect(clippy::new_without_default, reason = "a default of metrics says nothing")]
+    pub fn new() -> Self {
+        // A scrape shows the bounds up to the context length, which the engine knows once it has started.
+        let tokens = || Histogram::of_counts(&one_two_five(u64::from(u32::MAX)));
         let e2e = || Histogram::of_seconds(&E2E_BOUNDS);
         Metrics {
             prompt_tokens: Counter::default(),
@@ -124,12 +143,14 @@ impl Metrics {
             success: Default::default(),
             rejected_requests: Counter::default(),
             rejected_tokens: Counter::default(),
+            rejected_by_key: Counter::default(),
             request_prompt_tokens: tokens(),
             request_generation_tokens: tokens(),
             request_max_num_generation_tokens: tokens(),
             request_params_max_tokens: tokens(),
             request_params_n: Histogram::of_counts(&[1, 2, 5, 10, 20]),
             request_prefill_kv_computed_tokens: tokens(),
+            request_num_preemptions: Histogram::of_counts(&[1, 2, 3, 4, 5, 10, 20]),
             time_to_first_token: Histogram::of_seconds(&TTFT_BOUNDS),
             inter_token_latency: Histogram::of_seconds(&ITL_BOUNDS),
             time_per_output_token: Histogram::of_seconds(&ITL_BOUNDS),
@@ -157,6 +178,7 @@ impl Metrics {
         }
         self.generation_tokens.add(u64::from(tokens));
         record.generated += tokens;
+        record.preemptions = row.preemptions;
         record.times = match record.times {
             None => {
                 self.time_to_first_token.observe(now.saturating_duration_since(record.arrival));
@@ -176,14 +198,13 @@ impl Metrics {
         self.request_generation_tokens.observe_count(u64::from(record.generated));
         self.request_params_max_tokens.observe_count(u64::from(record.max_tokens));
         self.e2e_latency.observe(record.arrival.elapsed());
-        let Some((first, last)) = record.times else { return };
+        self.request_num_preemptions.observe_count(u64::from(record.preemptions));
+        let Some(Timing { queue, prefill, decode }) = record.timing() else { return };
         let computed = record.prompt_tokens - record.cached_tokens;
         self.request_prefill_kv_computed_tokens.observe_count(u64::from(computed));
-        let scheduled = record.arrival + record.queue;
-        self.queue_time.observe(record.queue);
-        self.prefill_time.observe(first.saturating_duration_since(scheduled));
-        self.inference_time.observe(last.saturating_duration_since(scheduled));
-        let decode = last.saturating_duration_since(first);
+        self.queue_time.observe(queue);
+        self.prefill_time.observe(prefill);
+        self.inference_time.observe(prefill + decode);
         self.decode_time.observe(decode);
         if record.generated > 1 {
             self.time_per_output_token.observe(decode / (record.generated - 1));
@@ -203,6 +224,11 @@ impl Metrics {
             Refused::QueueTokensFull { .. } => self.rejected_tokens.add(1),
             Refused::NeverFits(_) | Refused::NotRunning => {}
         }
+    }
+
+    /// Counts a request that the limit of one key turned away.
+    pub fn refused_by_key(&self) {
+        self.rejected_by_key.add(1);
     }
 
     /// Requests that ended this way.

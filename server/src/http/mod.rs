@@ -16,6 +16,7 @@ pub mod state;
 mod stats;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -68,7 +69,7 @@ async fn accept(listener: Listener, state: AppState) {
                 tokio::spawn(async move {
                     match connection {
                         Connection::Tcp(stream, peer) => {
-                            one_connection(stream, peer.to_string(), front, phase).await
+                            one_connection(stream, client_name(peer), front, phase).await
                         }
                         Connection::Unix(stream) => one_connection(stream, "unix".into(), front, phase).await,
                     }
@@ -84,6 +85,11 @@ async fn accept(listener: Listener, state: AppState) {
     }
     drop(listener);
     let _ = slots.acquire_many(limits::MAX_CONNECTIONS as u32).await;
+}
+
+/// A client in the access log; one that came over IPv4 shows as such.
+fn client_name(peer: SocketAddr) -> String {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string()
 }
 
 async fn one_connection<S>(stream: S, peer: String, front: Front, mut phase: watch::Receiver<Phase>)

@@ -83,6 +83,7 @@ fn operation(summary: &str, body: Option<&str>, answer: Answer) -> Value {
         }
     }
     if answer == Answer::Model {
+        responses["429"] = error.clone();
         responses["503"] = error;
     }
     if answer == Answer::Empty {

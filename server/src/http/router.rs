@@ -5,13 +5,16 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderValue, Request, Response, Uri};
+use axum::http::header::CONTENT_LENGTH;
+use axum::http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use futures_util::FutureExt;
+use hyper::body::Body as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 
+use super::auth::Admission;
 use super::error::{ApiError, no_such_method, no_such_path, unauthorized};
 use super::metrics::Route;
 use super::state::AppState;
@@ -62,6 +65,7 @@ impl Front {
         let path = request.uri().path().to_string();
         let origin = request.headers().get("origin").cloned();
         let request_id = request.headers().get(REQUEST_ID).cloned();
+        let request_bytes = content_length(request.headers());
 
         let mut response = self.routed(request, &path).await;
 
@@ -73,7 +77,9 @@ impl Front {
         }
         let status = response.status().as_u16();
         if let Some(route) = Route::of(&path) {
+            let response_bytes = response.body().size_hint().exact().unwrap_or(0);
             self.state.metrics.http.observe(route, method.as_str(), status, start.elapsed());
+            self.state.metrics.http.observe_sizes(route, request_bytes, response_bytes);
         }
         if !frontend.disable_access_log && !frontend.disable_access_log_for_endpoints.contains(&path) {
             tracing::info!(target: "access", "{peer} - \"{method} {path} HTTP/1.1\" {status}");
@@ -81,12 +87,14 @@ impl Front {
         response
     }
 
-    async fn routed(&self, request: Request<Body>, path: &str) -> Response<Body> {
+    async fn routed(&self, mut request: Request<Body>, path: &str) -> Response<Body> {
         if let Some(answer) = self.state.cors.preflight(&request) {
             return answer;
         }
-        if !self.state.keys.admits(request.method(), path, request.headers()) {
-            return unauthorized();
+        match self.state.keys.admit(request.method(), path, request.headers()) {
+            Admission::Open => {}
+            Admission::Bearer(key) => drop(request.extensions_mut().insert(key)),
+            Admission::Refused => return unauthorized(),
         }
         // A panic in one request's own work ends that request only.
         match AssertUnwindSafe(self.router.call(request)).catch_unwind().await {
@@ -95,6 +103,11 @@ impl Front {
             Err(_) => ApiError::internal("The request could not be processed.").into_response(),
         }
     }
+}
+
+/// The announced length of a body; 0 where none is.
+fn content_length(headers: &HeaderMap) -> u64 {
+    headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0)
 }
 
 /// A proxy may or may not have removed its prefix.

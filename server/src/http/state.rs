@@ -34,8 +34,6 @@ pub struct AppParts {
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
     pub frontend: FrontendArgs,
-    /// Time between `: keep-alive` comments on a silent stream; `None`: none are sent.
-    pub sse_keep_alive: Option<Duration>,
     /// Statistics line every 10 s.
     pub log_stats: bool,
     /// Largest request body.
@@ -50,7 +48,6 @@ impl Default for HttpOptions {
     fn default() -> Self {
         HttpOptions {
             frontend: FrontendArgs::default(),
-            sse_keep_alive: None,
             log_stats: true,
             max_body_bytes: limits::MAX_BODY_BYTES,
             stall_limit: limits::STALL_LIMIT,
@@ -77,6 +74,8 @@ pub struct App {
     pub started_unix_s: u64,
     pub system_fingerprint: String,
     pub phase: watch::Sender<Phase>,
+    /// Time between `: keep-alive` comments on a silent stream; `None`: none are sent.
+    pub sse_keep_alive: Option<Duration>,
     /// Seeds of requests without one.
     pub seeds: Numbers,
 }
@@ -101,6 +100,7 @@ impl AppState {
         let app = App {
             keys: Keys::new(&frontend.api_key),
             cors: Cors::new(frontend),
+            sse_keep_alive: keep_alive(frontend.sse_keep_alive_interval_s),
             system_fingerprint: format!("pallium-{}", env!("CARGO_PKG_VERSION")),
             started_unix_s: unix_time_s(),
             phase: watch::Sender::new(Phase::Ready),
@@ -134,6 +134,11 @@ impl App {
     pub fn model_name(&self) -> &str {
         self.engine.info().model_names.first().map_or("", String::as_str)
     }
+}
+
+/// 0 is never, and so is a time that no clock reaches.
+fn keep_alive(interval_s: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(interval_s).ok().filter(|interval| !interval.is_zero())
 }
 
 /// Whole seconds since 1970.

@@ -4,7 +4,7 @@
 use bytes::{BufMut, BytesMut};
 use serde::Serialize;
 
-use super::types::Usage;
+use super::types::{RequestMetrics, Usage};
 
 /// The part of a chunk before its choices, and the usage options.
 pub struct ChunkWriter {
@@ -39,19 +39,38 @@ impl ChunkWriter {
         self.close(out, usage);
     }
 
-    /// The chunk without choices that carries the usage.
-    pub fn usage(&self, out: &mut BytesMut, usage: &Usage) {
+    /// The chunk without choices that carries the usage, and the request's timings where they are wanted.
+    pub fn usage(&self, out: &mut BytesMut, usage: &Usage, metrics: Option<&RequestMetrics>) {
         out.put_slice(&self.head);
         out.put_slice(b"]");
+        if let Some(metrics) = metrics {
+            put_field(out, "metrics", metrics);
+        }
         self.close(out, Some(usage));
     }
 
     fn close(&self, out: &mut BytesMut, usage: Option<&Usage>) {
         if let Some(usage) = usage {
-            put_field(out, "usage", usage);
+            put_usage(out, usage);
         }
         out.put_slice(b"}\n\n");
     }
+}
+
+/// Unlike a whole answer, a chunk leaves out what is not set.
+fn put_usage(out: &mut BytesMut, usage: &Usage) {
+    for (name, count) in [
+        (&b",\"usage\":{\"prompt_tokens\":"[..], usage.prompt_tokens),
+        (b",\"total_tokens\":", usage.total_tokens),
+        (b",\"completion_tokens\":", usage.completion_tokens),
+    ] {
+        out.put_slice(name);
+        put_number(out, count);
+    }
+    if let Some(details) = &usage.prompt_tokens_details {
+        put_field(out, "prompt_tokens_details", details);
+    }
+    out.put_slice(b"}");
 }
 
 /// Appends `,"name":value`.
@@ -105,7 +124,7 @@ mod tests {
         writer.begin(&mut out, 1234567890);
         put_field(&mut out, "text", "a\n\"b\u{7}é");
         writer.end(&mut out, None);
-        writer.usage(&mut out, &Usage::new(3, 4, None));
+        writer.usage(&mut out, &Usage::new(3, 4, None), None);
         let text = std::str::from_utf8(&out).unwrap();
         let events: Vec<serde_json::Value> = text
             .split_terminator("\n\n")
@@ -115,6 +134,7 @@ mod tests {
         assert_eq!(events[0]["choices"][0]["index"], 1234567890);
         assert_eq!(events[0]["id"], "cmpl-\"1");
         assert_eq!(events[1]["choices"], serde_json::json!([]));
-        assert_eq!(events[1]["usage"]["total_tokens"], 7);
+        let usage = serde_json::json!({"prompt_tokens": 3, "total_tokens": 7, "completion_tokens": 4});
+        assert_eq!(events[1]["usage"], usage);
     }
 }

@@ -10,6 +10,8 @@ pub trait Codec: Send + Sync {
     /// # Errors
     /// One sentence for the client.
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, String>;
+    /// Most characters of a text that one token stands for; `None` without a bound.
+    fn longest_token_chars(&self) -> Option<usize>;
     /// Text of `ids`; bytes that are no UTF-8 give U+FFFD.
     fn decode(&self, ids: &[u32], options: DecodeOptions) -> String;
     /// The token as it stands in the vocabulary (`Ġthe`); `None` when there is no such id.

@@ -32,6 +32,8 @@ pub struct Conversation {
     continue_final_message: bool,
     kwargs: Map<String, Value>,
     template: Option<String>,
+    /// The model is asked to choose tools itself.
+    auto_tools: bool,
     pub add_special_tokens: bool,
     bytes: usize,
 }
@@ -51,9 +53,11 @@ impl Conversation {
         }
         // Without the server's consent a request's own template is ignored.
         let template = f.text("chat_template").filter(|_| app.options.frontend.trust_request_chat_template);
+        let (tools, auto_tools) = read_tools(f, app);
         Conversation {
             messages: read_messages(f),
-            tools: read_tools(f),
+            tools,
+            auto_tools,
             documents: f.list("documents").map(Value::Array),
             add_generation_prompt: generation.unwrap_or(!continued),
             continue_final_message: continued,
@@ -68,6 +72,20 @@ impl Conversation {
     pub fn last_text(&self, role: &str) -> Option<&str> {
         let last = self.messages.last().filter(|m| m["role"] == role)?;
         last["content"].as_str()
+    }
+
+    /// Refuses what needs a parser of tool calls.
+    ///
+    /// # Errors
+    /// 400 when `tool_choice` is `auto`.
+    pub fn check_tool_choice(&self) -> Result<(), ApiError> {
+        if !self.auto_tools {
+            return Ok(());
+        }
+        Err(ApiError::invalid(
+            "`tool_choice` of `auto` requires --enable-auto-tool-choice and --tool-call-parser, which are not in this \
+             version; leave `tool_choice` out, and calls come as text.",
+        ))
     }
 
     /// Renders the prompt; a long conversation on a blocking thread.
@@ -158,7 +176,8 @@ fn parse_arguments(call: &mut Value) -> Result<(), (&'static str, String)> {
 }
 
 /// Tools go to the template; what the model makes of them comes back as text until a parser is there.
-fn read_tools(f: &mut Fields) -> Option<Value> {
+/// Second: whether the model is asked to choose.
+fn read_tools(f: &mut Fields, app: &App) -> (Option<Value>, bool) {
     let tools = f.list("tools");
     if tools.as_ref().is_some_and(Vec::is_empty) {
         f.reject("tools", "must not be an empty list; leave it out instead");
@@ -168,25 +187,25 @@ fn read_tools(f: &mut Fields) -> Option<Value> {
     if names.len() != tools.as_ref().map_or(0, Vec::len) {
         f.reject("tools", "each must be `{\"type\": \"function\", \"function\": {\"name\": ..}}`");
     }
+    let (mut shown, mut auto) = (true, false);
     match f.take("tool_choice") {
         None => {}
-        Some(Value::String(choice)) if choice == "none" => {}
+        Some(Value::String(choice)) if choice == "none" => {
+            shown = !app.options.frontend.exclude_tools_when_tool_choice_none;
+        }
         Some(_) if tools.is_none() => f.reject("tool_choice", "needs `tools`"),
-        Some(Value::String(choice)) if choice == "auto" => {}
+        Some(Value::String(choice)) if choice == "auto" => auto = true,
         Some(Value::String(choice)) if choice == "required" => {
-            f.reject("tool_choice", "`required` is not supported by this server yet; use `auto` or `none`");
+            f.reject("tool_choice", "`required` is not supported by this server yet; use `none`");
         }
         Some(choice) => match choice.pointer("/function/name").and_then(Value::as_str) {
             Some(name) if names.contains(&name) => {
-                f.reject(
-                    "tool_choice",
-                    "a named function is not supported by this server yet; use `auto` or `none`",
-                );
+                f.reject("tool_choice", "a named function is not supported by this server yet; use `none`");
             }
             Some(name) => f.reject("tool_choice", format!("the function `{name}` is not among `tools`")),
             None => f.reject("tool_choice", "must be `none`, `auto`, `required` or a function"),
         },
     }
     let _ = f.flag("parallel_tool_calls");
-    tools.map(Value::Array)
+    (tools.filter(|_| shown).map(Value::Array), auto)
 }

@@ -6,7 +6,7 @@ use engine_core::engine::types::{EngineFailure, FinishReason, FirstOutput, Token
 
 use super::codec::{Codec, Detokenize};
 use super::sampling::Sampling;
-use crate::fanout::{RequestStream, Update};
+use crate::fanout::{RequestStream, Timing, Update};
 use crate::text::stop::{StopChecker, StopText, Watch};
 
 /// The answers of one request.
@@ -87,6 +87,7 @@ struct Answer {
     checker: StopChecker,
     tokens: u32,
     min_tokens: u32,
+    timing: Option<Timing>,
 }
 
 impl Generation {
@@ -104,6 +105,7 @@ impl Generation {
             checker: StopChecker::new(&sampling.stop, mode),
             tokens: 0,
             min_tokens: sampling.params.min_tokens,
+            timing: None,
         };
         let answers =
             prompts.iter().flat_map(|p| (0..sampling.best_of).map(move |_| answer(p))).collect::<Vec<_>>();
@@ -147,6 +149,11 @@ impl Generation {
         self.answers[index].tokens
     }
 
+    /// Where the time of answer `index` went, once it has ended; `None` when it had no token.
+    pub fn timing(&self, index: usize) -> Option<Timing> {
+        self.answers[index].timing
+    }
+
     /// Turns an update into a piece.
     fn digest(&mut self, index: usize) {
         let (answer, update, piece) = (&mut self.answers[index], &mut self.update, &mut self.piece);
@@ -155,6 +162,7 @@ impl Generation {
         piece.first = update.first.take();
         piece.prompt_logprobs = update.prompt_logprobs.take().map(|boxed| *boxed);
         piece.end = update.finish.map(End::from);
+        answer.timing = update.timing;
         std::mem::swap(&mut piece.tokens, &mut update.tokens);
         std::mem::swap(&mut piece.logprobs, &mut update.logprobs);
 
@@ -172,7 +180,9 @@ impl Generation {
                 piece.tokens.truncate(i + 1);
                 piece.logprobs.truncate(i + 1);
                 piece.end = Some(End::stopped_by(&self.stops[stop]));
-                self.stream.close(index, FinishReason::Stop { token: None });
+                let closed = self.stream.close(index, FinishReason::Stop { token: None });
+                // It is known already when the engine ended the answer in the same step.
+                answer.timing = answer.timing.or(closed);
                 return;
             }
         }

@@ -1,5 +1,6 @@
 //! The OpenAI-compatible endpoints, one file each, and what they share.
 
+pub mod answer;
 pub mod chat;
 mod chunk;
 pub mod codec;

@@ -110,6 +110,22 @@ pub fn read_prompts(f: &mut Fields) -> Vec<Prompt> {
     prompts
 }
 
+/// Refuses text that fits the context in no tokenization, before it is tokenized.
+///
+/// # Errors
+/// 400 with the parameter `input_text`.
+pub fn check_lengths(
+    prompts: &[Prompt],
+    encoding: Encoding,
+    codec: &dyn Codec,
+    info: &EngineInfo,
+) -> Result<(), ApiError> {
+    match encoding.truncation {
+        Some(_) => Ok(()),
+        None => prompts.iter().try_for_each(|prompt| check_length(prompt, codec, info)),
+    }
+}
+
 /// Turns prompts into ids. Long text is tokenized on a blocking thread, so that it holds up no stream.
 ///
 /// # Errors
@@ -154,6 +170,22 @@ fn encode(
         return Err(ApiError::internal(format!("the tokenizer made id {id}, the model has {vocab} tokens")));
     }
     if ids.is_empty() { Err(empty()) } else { Ok(ids.into()) }
+}
+
+fn check_length(prompt: &Prompt, codec: &dyn Codec, info: &EngineInfo) -> Result<(), ApiError> {
+    let (Prompt::Text(text), Some(longest)) = (prompt, codec.longest_token_chars()) else { return Ok(()) };
+    let most = longest.saturating_mul(info.max_model_len as usize);
+    // No text has more characters than bytes.
+    if text.len() <= most || text.chars().count() <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "This model's maximum context length is {} tokens, which is at most {most} characters. However, your prompt \
+         has {} characters. Please reduce the length of the input prompt.",
+        info.max_model_len,
+        text.chars().count()
+    );
+    Err(ApiError::invalid(message).with_param("input_text"))
 }
 
 fn empty() -> ApiError {

@@ -8,9 +8,11 @@ use engine_core::engine::types::Request;
 use engine_core::sampling::SamplingParams;
 
 use super::fields::Fields;
+use super::prompt::Prompt;
 use super::sampling::Sampling;
 use crate::cli::SchedulingPolicy;
 use crate::fanout::{RequestStream, RowSpec, Wake};
+use crate::http::auth::Bearer;
 use crate::http::error::ApiError;
 use crate::http::ids;
 use crate::http::limits::{MAX_CACHE_SALT_CHARS, MAX_REQUEST_ID_BYTES, MAX_SEQUENCES};
@@ -101,15 +103,17 @@ impl Common {
         Ok(())
     }
 
-    /// Submits every answer to every prompt.
+    /// Submits every answer to every prompt, on the account of the key in `work`.
     ///
     /// # Errors
-    /// 400 when a prompt does not fit, 503 when the queue is full or the server shuts down.
+    /// 400 when a prompt does not fit, 429 at the limit of one key, 503 when the queue is full or the server shuts
+    /// down.
     pub fn submit(
         &self,
         app: &App,
         prompts: &[Arc<[u32]>],
         sampling: &Sampling,
+        work: &mut Work,
     ) -> Result<RequestStream, ApiError> {
         let count = prompts.len() * sampling.best_of as usize;
         if count > MAX_SEQUENCES {
@@ -126,6 +130,7 @@ impl Common {
                 params.push(p);
             }
         }
+        work.hold(count)?;
         let wake = match (self.stream, sampling.stop.is_empty()) {
             (true, _) => Wake::Tokens(self.stream_interval),
             (false, true) => Wake::End,
@@ -179,37 +184,68 @@ pub fn check_model(name: Option<&str>, app: &App) -> Result<(), ApiError> {
     }
 }
 
-/// Counts a model request as in work until it is dropped.
-pub struct Work(AppState);
+/// Counts a model request as in work, for the server and for the key it bears, until it is dropped.
+pub struct Work {
+    state: AppState,
+    key: Option<Bearer>,
+    sequences: usize,
+}
 
 impl Work {
-    pub fn start(state: &AppState) -> Work {
+    /// A request that bears this key, if any.
+    pub fn start(state: &AppState, key: Option<Bearer>) -> Work {
         state.metrics.work_started();
-        Work(state.clone())
+        Work { state: state.clone(), key, sequences: 0 }
+    }
+
+    /// Puts the request's sequences on its key's account.
+    ///
+    /// # Errors
+    /// 400 when they alone are more than one key may have in work (`--max-num-seqs-per-key`), 429 when they are too
+    /// many beside those in work.
+    fn hold(&mut self, sequences: usize) -> Result<(), ApiError> {
+        let (Some(key), Some(limit)) = (self.key, self.state.options.frontend.max_num_seqs_per_key) else {
+            return Ok(());
+        };
+        let limit = limit as usize;
+        if sequences > limit {
+            return Err(ApiError::invalid(format!(
+                "The request makes {sequences} sequences; one key may have at most {limit} in work \
+                 (--max-num-seqs-per-key)."
+            )));
+        }
+        if let Err(open) = self.state.keys.hold(key, sequences, limit) {
+            self.state.metrics.refused_by_key();
+            return Err(ApiError::key_limit(open, limit));
+        }
+        self.sequences += sequences;
+        Ok(())
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        self.0.metrics.work_ended();
+        if let Some(key) = self.key {
+            self.state.keys.release(key, self.sequences);
+        }
+        self.state.metrics.work_ended();
     }
 }
 
-/// One line for `--enable-log-requests`.
-pub fn log_request(app: &App, id: &str, prompt: &str, sampling: &Sampling) {
+/// One line for `--enable-log-requests`, with at most `--max-log-len` characters or ids of the prompt.
+pub fn log_request(app: &App, id: &str, prompt: &Prompt, sampling: &Sampling) {
     let frontend = &app.options.frontend;
     if !frontend.enable_log_requests {
         return;
     }
-    let shown = match frontend.max_log_len {
-        Some(most) => prompt.char_indices().nth(most as usize).map_or(prompt, |(end, _)| &prompt[..end]),
-        None => prompt,
+    let most = frontend.max_log_len.map_or(usize::MAX, |most| most as usize);
+    let prompt = match prompt {
+        Prompt::Text(text) => {
+            format!("prompt: {:?}", text.char_indices().nth(most).map_or(&text[..], |(end, _)| &text[..end]))
+        }
+        Prompt::Ids(ids) => format!("prompt_token_ids: {:?}", &ids[..ids.len().min(most)]),
     };
-    tracing::info!(
-        "Received request {id}: prompt: {shown:?}, params: {:?}, n: {}",
-        sampling.params,
-        sampling.n
-    );
+    tracing::info!("Received request {id}: {prompt}, params: {:?}, n: {}", sampling.params, sampling.n);
 }
 
 fn header_id(headers: &HeaderMap) -> Option<String> {

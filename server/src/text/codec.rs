@@ -24,6 +24,10 @@ impl Codec for TokenizerCodec {
         self.tokenizer.encode(text, special).map_err(|e| e.to_string())
     }
 
+    fn longest_token_chars(&self) -> Option<usize> {
+        self.tokenizer.longest_token_chars()
+    }
+
     fn decode(&self, ids: &[u32], options: DecodeOptions) -> String {
         self.tokenizer.decode(ids, options)
     }

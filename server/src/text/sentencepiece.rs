@@ -137,6 +137,11 @@ impl SentencePiece {
         self.unknown_id
     }
 
+    /// Whether normalizing drops and joins nothing.
+    pub fn keeps_text(&self) -> bool {
+        self.normalizer.keeps_text()
+    }
+
     /// Whether a space is put before the text, which decoding takes away again.
     pub fn add_dummy_prefix(&self) -> bool {
         self.add_dummy_prefix

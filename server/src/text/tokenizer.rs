@@ -8,6 +8,7 @@
 //! (absent, a SentencePiece tokenizer adds bos, as Llama's does).
 
 mod byte_level;
+mod longest;
 mod settings;
 mod split;
 mod table;
@@ -33,6 +34,7 @@ pub struct Tokenizer {
     specials: SpecialIds,
     bos_before: Option<u32>,
     eos_after: Option<u32>,
+    longest_chars: Option<usize>,
 }
 
 /// The ids of the named special tokens.
@@ -142,6 +144,11 @@ impl Tokenizer {
     /// The text of `ids`. Ids without a token give nothing; bytes that are no UTF-8 give U+FFFD.
     pub fn decode(&self, ids: &[u32], options: DecodeOptions) -> String {
         detokenize::decode(self, ids, options)
+    }
+
+    /// Most characters of a text that one token stands for; `None` without a bound.
+    pub fn longest_token_chars(&self) -> Option<usize> {
+        self.longest_chars
     }
 
     /// One more than the largest id.
@@ -268,6 +275,7 @@ impl Tokenizer {
             unk: id(&settings.unk),
             pad: id(&settings.pad),
         };
+        let longest_chars = longest::of_hugging_face(&tokenizer, &table);
         let adds_nothing = tokenizer.encode_fast("", true).is_ok_and(|encoding| encoding.is_empty());
         Ok(Self {
             encoder: Encoder::HuggingFace(Box::new(tokenizer)),
@@ -276,6 +284,7 @@ impl Tokenizer {
             specials,
             bos_before: specials.bos.filter(|_| adds_nothing && settings.add_bos == Some(true)),
             eos_after: specials.eos.filter(|_| adds_nothing && settings.add_eos == Some(true)),
+            longest_chars,
         })
     }
 
@@ -304,6 +313,8 @@ impl Tokenizer {
         };
         let leading = if model.add_dummy_prefix() { Leading::StripOneSpace } else { Leading::Keep };
         let table = sentencepiece_table(&model, &added, settings);
+        let eats_space = added.iter().any(|(_, token)| token.lstrip || token.rstrip);
+        let longest_chars = longest::of_sentencepiece(&model, &table, eats_space);
         let place_after_token =
             if settings.legacy == Some(false) { Place::Continuation } else { Place::Start };
         Ok(Self {
@@ -312,6 +323,7 @@ impl Tokenizer {
             specials,
             bos_before: specials.bos.filter(|_| settings.add_bos.unwrap_or(true)),
             eos_after: specials.eos.filter(|_| settings.add_eos.unwrap_or(false)),
+            longest_chars,
             encoder: Encoder::SentencePiece {
                 model: Box::new(model),
                 splitter: Box::new(Splitter::new(added)),

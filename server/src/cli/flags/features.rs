@@ -140,11 +140,6 @@ pub const STRUCTURED: Group = Group {
         Flag::text("tool-strict-level", "How strictly tool calls follow their schema")
             .unset("the parser's")
             .note("parsing of tool calls is not in this version"),
-        Flag::switch(
-            "exclude-tools-when-tool-choice-none",
-            "Hide tools from the prompt when none may be called",
-        )
-        .later("parsing of tool calls is not in this version"),
         Flag::json("reasoning-effort-map", "Reasoning efforts as the template names them")
             .unset("none")
             .later("reasoning efforts are not in this version"),

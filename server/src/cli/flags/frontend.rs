@@ -19,6 +19,14 @@ pub const HTTP: Group = Group {
         Flag::int("port", 0, 65_535, "Port to listen on; 0 takes a free one").default("8000").common(),
         Flag::path("uds", "Unix socket to listen on in place of host and port"),
         Flag::list("api-key", "Keys, any of which a request must bear").unset("none").common(),
+        Flag::count(
+            "max-num-seqs-per-key",
+            "a count of sequences",
+            POSITIVE,
+            1 << 20,
+            "Sequences of one API key in work at once; beyond it the answer is 429 at once",
+        )
+        .unset("no bound"),
         Flag::text("root-path", "Path prefix behind a proxy").unset("none"),
         Flag::list("allowed-origins", "CORS: origins that browsers may ask from").default("[]"),
         Flag::list("allowed-methods", "CORS: methods").default("[\"*\"]"),
@@ -41,8 +49,7 @@ pub const HTTP: Group = Group {
             f64::INFINITY,
             "Seconds between comments on a silent stream",
         )
-        .default("0")
-        .neutral(&["0"], "comments on silent streams are not in this version"),
+        .default("0"),
         Flag::float("shutdown-timeout", 0.0, 1e9, "Seconds that streams may still run after SIGTERM")
             .default("0"),
         Flag::switch("disable-fastapi-docs", "Serve no /openapi.json"),
@@ -59,7 +66,7 @@ pub const HTTP: Group = Group {
             .note("system_fingerprint is the version"),
         Flag::text("fingerprint-value", "A system_fingerprint of one's own")
             .note("system_fingerprint is the version"),
-        Flag::switch("enable-server-load-tracking", "Count requests for /load").later(SERVING),
+        Flag::switch("enable-server-load-tracking", "Count requests in work for /load"),
         Flag::switch("enable-tokenizer-info-endpoint", "Serve /tokenizer_info").later(SERVING),
         Flag::switch("enable-scale-out", "Serve render and generate endpoints").later(SERVING),
         Flag::switch("tokens-only", "Serve token ids only")
@@ -93,8 +100,11 @@ pub const CHAT_FORMAT: Group = Group {
         Flag::switch("return-tokens-as-token-ids", "Show tokens as token_id:N in log-probabilities"),
         Flag::switch("enable-prompt-tokens-details", "Report cached prompt tokens in usage"),
         Flag::switch("enable-force-include-usage", "Report usage on every stream"),
-        Flag::switch("enable-per-request-metrics", "Report timings in every answer")
-            .later("timings in answers are not in this version"),
+        Flag::switch("enable-per-request-metrics", "Report its timings in the answer to one prompt"),
+        Flag::switch(
+            "exclude-tools-when-tool-choice-none",
+            "Hide tools from the prompt when none may be called",
+        ),
     ],
 };
 

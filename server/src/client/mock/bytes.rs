@@ -21,6 +21,10 @@ impl Codec for ByteCodec {
         Ok(start.into_iter().chain(text.bytes().map(u32::from)).collect())
     }
 
+    fn longest_token_chars(&self) -> Option<usize> {
+        Some(1)
+    }
+
     fn decode(&self, ids: &[u32], options: DecodeOptions) -> String {
         let mut bytes = Vec::with_capacity(ids.len());
         for id in ids {

@@ -70,9 +70,22 @@ impl Histogram {
 
     /// Writes the series of one label set.
     pub fn write(&self, out: &mut String, name: &str, labels: &str) {
-        let counts: Vec<u64> = self.counts.iter().map(|c| c.load(Relaxed)).collect();
+        self.write_up_to(f64::INFINITY, out, name, labels);
+    }
+
+    /// The same without the bounds above `most`.
+    pub fn write_up_to(&self, most: f64, out: &mut String, name: &str, labels: &str) {
+        let shown = self.bounds.partition_point(|bound| *bound <= most);
+        let mut counts: Vec<u64> = self.counts.iter().map(|c| c.load(Relaxed)).collect();
+        let rest = counts.drain(shown..).sum();
+        counts.push(rest);
         let sum = self.sum.load(Relaxed) as f64 / self.per_unit;
-        write_histogram(out, name, labels, &self.bounds, &counts, sum);
+        write_histogram(out, name, labels, &self.bounds[..shown], &counts, sum);
+    }
+
+    /// Observations so far.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().map(|c| c.load(Relaxed)).sum()
     }
 }
 
@@ -150,6 +163,27 @@ mod tests {
             out,
             "x_bucket{a=\"b\",le=\"0.001\"} 1.0\nx_bucket{a=\"b\",le=\"0.5\"} 3.0\nx_bucket{a=\"b\",le=\"1.0\"} 4.0\n\
              x_bucket{a=\"b\",le=\"+Inf\"} 5.0\nx_sum{a=\"b\"} 6.004\nx_count{a=\"b\"} 5.0\n"
+        );
+    }
+
+    #[test]
+    fn bounds_beyond_what_can_be_are_not_shown() {
+        let h = Histogram::of_counts(&one_two_five(1000));
+        [1, 7, 10].into_iter().for_each(|count| h.observe_count(count));
+        let mut out = String::new();
+        h.write_up_to(10.0, &mut out, "x", "");
+        let shown: Vec<&str> = out.lines().collect();
+        assert_eq!(
+            shown,
+            [
+                "x_bucket{le=\"1.0\"} 1.0",
+                "x_bucket{le=\"2.0\"} 1.0",
+                "x_bucket{le=\"5.0\"} 1.0",
+                "x_bucket{le=\"10.0\"} 3.0",
+                "x_bucket{le=\"+Inf\"} 3.0",
+                "x_sum 18.0",
+                "x_count 3.0"
+            ]
         );
     }
 

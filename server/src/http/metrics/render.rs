@@ -10,7 +10,11 @@ impl Metrics {
         let info = engine.info();
         let name = info.model_names.first().map_or("", String::as_str);
         let labels = format!("engine=\"0\",model_name=\"{}\"", escape_label(name));
-        let mut page = Page { out: String::with_capacity(32 << 10), labels };
+        let mut page = Page {
+            out: String::with_capacity(32 << 10),
+            labels,
+            max_model_len: f64::from(info.max_model_len),
+        };
         self.engine_part(&mut page, &engine.stats(), info);
         self.token_counters(&mut page);
         self.request_histograms(&mut page);
@@ -49,6 +53,14 @@ impl Metrics {
         let (queries, hits) = (stats.prefix_cache_queries, stats.prefix_cache_hits);
         page.counter("prefix_cache_queries", "Prefix cache queries, in number of queried tokens.", queries);
         page.counter("prefix_cache_hits", "Prefix cache hits, in number of cached tokens.", hits);
+        for (name, what) in [
+            ("external_prefix_cache", "External prefix cache (KV pages of other servers)"),
+            ("mm_cache", "Multi-modal cache"),
+        ] {
+            // Neither is there yet; dashboards divide one by the other.
+            page.counter(&format!("{name}_queries"), &format!("{what} queries."), 0);
+            page.counter(&format!("{name}_hits"), &format!("{what} hits."), 0);
+        }
         page.counter(
             "num_preemptions",
             "Cumulative number of preemption from the engine.",
@@ -79,6 +91,9 @@ impl Metrics {
         let name = "vllm:prompt_tokens_cached_by_source_total";
         write_header(&mut page.out, name, "counter", "Number of cached prompt tokens by source.");
         page.labelled(name, "source=\"device\"", cached as f64);
+        for elsewhere in ["host", "p2p", "disk", "external_unspecified"] {
+            page.labelled(name, &format!("source=\"{elsewhere}\""), 0.0);
+        }
         page.counter(
             "generation_tokens",
             "Number of generation tokens processed.",
@@ -90,13 +105,14 @@ impl Metrics {
             page.labelled(name, &format!("finished_reason=\"{reason}\""), self.success[i].get() as f64);
         }
         let name = "vllm:admission_rejections_total";
-        write_header(&mut page.out, name, "counter", "Requests refused by a bound of the queue.");
+        write_header(&mut page.out, name, "counter", "Requests refused by a bound.");
         page.labelled(name, "reason=\"max_num_queued_reqs\"", self.rejected_requests.get() as f64);
         page.labelled(name, "reason=\"max_num_queued_tokens\"", self.rejected_tokens.get() as f64);
+        page.labelled(name, "reason=\"max_num_seqs_per_key\"", self.rejected_by_key.get() as f64);
     }
 
     fn request_histograms(&self, page: &mut Page) {
-        let all: [(&str, &str, &Histogram); 6] = [
+        let tokens: [(&str, &str, &Histogram); 5] = [
             ("request_prompt_tokens", "Number of prefill tokens processed.", &self.request_prompt_tokens),
             ("request_generation_tokens", "Number of generation tokens.", &self.request_generation_tokens),
             (
@@ -109,16 +125,21 @@ impl Metrics {
                 "The max_tokens request parameter.",
                 &self.request_params_max_tokens,
             ),
-            ("request_params_n", "The n request parameter.", &self.request_params_n),
             (
                 "request_prefill_kv_computed_tokens",
                 "New KV tokens computed during prefill, excluding cached tokens.",
                 &self.request_prefill_kv_computed_tokens,
             ),
         ];
-        for (name, help, histogram) in all {
-            page.histogram(name, help, histogram);
+        for (name, help, histogram) in tokens {
+            page.histogram_up_to(page.max_model_len, name, help, histogram);
         }
+        page.histogram("request_params_n", "The n request parameter.", &self.request_params_n);
+        page.histogram(
+            "request_num_preemptions",
+            "Number of preemptions of a request.",
+            &self.request_num_preemptions,
+        );
     }
 
     fn time_histograms(&self, page: &mut Page) {
@@ -150,6 +171,8 @@ impl Metrics {
 struct Page {
     out: String,
     labels: String,
+    /// Where bounds of token counts end.
+    max_model_len: f64,
 }
 
 impl Page {
@@ -167,9 +190,13 @@ impl Page {
     }
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.histogram_up_to(f64::INFINITY, name, help, histogram);
+    }
+
+    fn histogram_up_to(&mut self, most: f64, name: &str, help: &str, histogram: &Histogram) {
         let name = format!("vllm:{name}");
         write_header(&mut self.out, &name, "histogram", help);
-        histogram.write(&mut self.out, &name, &self.labels);
+        histogram.write_up_to(most, &mut self.out, &name, &self.labels);
     }
 
     fn labelled(&mut self, name: &str, more: &str, value: f64) {
@@ -199,7 +226,36 @@ fn process_part(out: &mut String) {
         let name = "process_cpu_seconds_total";
         write_header(out, name, "counter", "Total user and system CPU time spent in seconds.");
         write_sample(out, name, "", ticks as f64 / TICKS_PER_S);
+        // Field 22 of the file: ticks from the machine's start to the process's.
+        let since_boot: Option<f64> = rest.split_ascii_whitespace().nth(19).and_then(|n| n.parse().ok());
+        if let (Some(ticks), Some(boot_s)) = (since_boot, boot_time_s()) {
+            let name = "process_start_time_seconds";
+            write_header(out, name, "gauge", "Start time of the process since unix epoch in seconds.");
+            write_sample(out, name, "", boot_s + ticks / TICKS_PER_S);
+        }
     }
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        let name = "process_open_fds";
+        write_header(out, name, "gauge", "Number of open file descriptors.");
+        write_sample(out, name, "", open.count() as f64);
+    }
+    if let Some(most) = max_open_files() {
+        let name = "process_max_fds";
+        write_header(out, name, "gauge", "Maximum number of open file descriptors.");
+        write_sample(out, name, "", most);
+    }
+}
+
+/// Unix time of the machine's start.
+fn boot_time_s() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
+}
+
+fn max_open_files() -> Option<f64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Linux on the machines we build for.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Usage;
+use super::{RequestMetrics, Usage};
 use crate::openai::generation::StopReason;
 use crate::openai::logprobs::{CompletionLogprobs, PromptLogprobs};
 
@@ -18,6 +18,7 @@ pub struct Completion<'a> {
     pub system_fingerprint: Option<&'a str>,
     pub usage: Usage,
     pub kv_transfer_params: Option<()>,
+    pub metrics: Option<RequestMetrics>,
 }
 
 /// One completion.

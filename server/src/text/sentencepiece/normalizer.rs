@@ -24,6 +24,11 @@ impl Normalizer {
         })
     }
 
+    /// Whether every character comes out as one.
+    pub fn keeps_text(&self) -> bool {
+        self.charsmap.is_none() && !self.remove_extra_whitespaces
+    }
+
     /// `text` as the model's algorithm wants it. User-defined symbols pass unchanged.
     pub fn normalize(&self, text: &str, user_defined: &Trie, place: Place) -> String {
         let mut rest = text;
