@@ -1,10 +1,10 @@
 //! What the kernels reach of what this machine can do: `cargo run --release -p backend-cpu --example kernels`.
 //!
-//! Measures the bandwidth of reading memory and the peak of the widest multiplies (register-only loops), then every
+//! Measures the machine's limits ([`CpuBackend::measure_limits`]), then every
 //! product of the 1B Llama shape at 1, 16 and 512 rows, each as a share of its own limit, then attention and
 //! sampling. Limits and kernels are measured alternately and the best of several runs is taken, since other work on
 //! the machine can only slow either. Arguments: `--threads N`, `--simd NAME`, `--layers N` (weights that fit a cache
-//! would flatter), `--runs N`, `--clock cpu` (processor time of one thread instead of elapsed time: tells something
+//! would flatter), `--runs N`, `--rows N,N,..`, `--clock cpu` (processor time of one thread instead of elapsed time: tells something
 //! about arithmetic on a busy machine, nothing about bandwidth).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -27,6 +27,7 @@ struct Options {
     simd: SimdChoice,
     layers: usize,
     runs: usize,
+    rows: Vec<u32>,
     clock: Clock,
 }
 
@@ -51,7 +52,14 @@ fn now() -> f64 {
 static CLOCK: OnceLock<Clock> = OnceLock::new();
 
 fn options() -> Options {
-    let mut o = Options { threads: None, simd: SimdChoice::Auto, layers: 16, runs: 5, clock: Clock::Wall };
+    let mut o = Options {
+        threads: None,
+        simd: SimdChoice::Auto,
+        layers: 16,
+        runs: 5,
+        rows: vec![1, 16, 512],
+        clock: Clock::Wall,
+    };
     let mut args = std::env::args().skip(1);
     while let Some(flag) = args.next() {
         let value = args.next().unwrap_or_else(|| panic!("{flag} needs a value"));
@@ -59,6 +67,7 @@ fn options() -> Options {
             "--threads" => o.threads = Some(value.parse().unwrap()),
             "--layers" => o.layers = value.parse().unwrap(),
             "--runs" => o.runs = value.parse().unwrap(),
+            "--rows" => o.rows = value.split(',').map(|n| n.parse().unwrap()).collect(),
             "--clock" => o.clock = if value == "cpu" { Clock::Cpu } else { Clock::Wall },
             "--simd" => {
                 let path = SimdPath::ALL.into_iter().find(|p| p.name() == value).expect("a path's name");
@@ -88,7 +97,7 @@ fn main() {
     let head = weight(&backend, "head", &[VOCAB], HIDDEN, Fuse::One);
     println!("{} layers filled and packed in {:.1} s", o.layers, loading.elapsed().as_secs_f64());
     let mut stream = backend.stream(QueueKind::Compute, &caps(), &[]).unwrap();
-    products(&backend, &mut *stream, &layers, &head, o.runs, threads);
+    products(&backend, &mut *stream, &layers, &head, o.runs, &o.rows);
     sampling(&backend, &mut *stream, o.runs);
     attention(&backend, &mut *stream, o.runs);
 }
@@ -144,18 +153,16 @@ fn best(b: &CpuBackend, s: &mut dyn Stream, runs: usize, mut f: impl FnMut(&mut 
     least
 }
 
-fn products(
-    b: &CpuBackend,
-    s: &mut dyn Stream,
-    layers: &[Layer],
-    head: &Weight,
-    runs: usize,
-    threads: usize,
-) {
-    let bandwidth = read_bandwidth(threads, runs);
-    let peak = multiply_peak(b.path(), threads, runs);
+/// Bytes read in a second, and operations of the widest multiply of the path.
+fn limits(b: &CpuBackend) -> (f64, f64) {
+    let limits = b.measure_limits(1 << 30).unwrap();
+    (limits.read_bytes_per_s, limits.flop_per_s)
+}
+
+fn products(b: &CpuBackend, s: &mut dyn Stream, layers: &[Layer], head: &Weight, runs: usize, rows: &[u32]) {
+    let (bandwidth, peak) = limits(b);
     println!("read {:.1} GB/s; multiply {:.0} GFLOP/s", bandwidth / 1e9, peak / 1e9);
-    for rows in [1u32, 16, 512] {
+    for rows in rows.iter().copied() {
         let x = b.buffer(&[rows, INNER], DType::Bf16, MemKind::Device).unwrap();
         let out = b.buffer(&[rows, INNER], DType::Bf16, MemKind::Device).unwrap();
         let logit_rows = rows.min(16);
@@ -210,7 +217,7 @@ fn products(
             100.0 * limit / total
         );
     }
-    let (after, peak_after) = (read_bandwidth(threads, runs), multiply_peak(b.path(), threads, runs));
+    let (after, peak_after) = limits(b);
     println!("afterwards: read {:.1} GB/s; multiply {:.0} GFLOP/s", after / 1e9, peak_after / 1e9);
 }
 
@@ -350,139 +357,5 @@ fn fill_cache(b: &CpuBackend, s: &mut dyn Stream, pool: &KvPool, kv_len: u32) {
     let ticket = s.record().unwrap();
     while s.control().completed() < ticket.at {
         std::thread::yield_now();
-    }
-}
-
-/// Bytes a second that `threads` read from memory far larger than the caches.
-fn read_bandwidth(threads: usize, runs: usize) -> f64 {
-    const BYTES: usize = 2 << 30;
-    let data = huge(BYTES);
-    let share = BYTES / 8 / threads / 512 * 512;
-    let mut best = 0.0f64;
-    for _ in 0..runs {
-        let start = now();
-        std::thread::scope(|scope| {
-            for part in data.chunks_exact(share).take(threads) {
-                scope.spawn(move || std::hint::black_box(fold(part)));
-            }
-        });
-        best = best.max((share * 8 * threads) as f64 / (now() - start));
-    }
-    best
-}
-
-/// Memory in huge pages where the system gives them, every page touched.
-fn huge(bytes: usize) -> Vec<u64> {
-    let mut data: Vec<u64> = Vec::with_capacity(bytes / 8);
-    #[cfg(target_os = "linux")]
-    // SAFETY: advice about the vector's own memory, rounded inwards to whole pages.
-    unsafe {
-        let start = (data.as_ptr() as usize).next_multiple_of(2 << 20);
-        libc::madvise(start as *mut _, bytes - (4 << 20), libc::MADV_HUGEPAGE);
-    }
-    data.resize(bytes / 8, 1);
-    data
-}
-
-fn fold(part: &[u64]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the feature was just found.
-        return unsafe { x86::fold512(part) };
-    }
-    part.chunks_exact(64).fold(0, |all, line| all ^ line.iter().fold(0, |a, b| a ^ b))
-}
-
-/// Multiply-add operations a second (2 per product) of the widest multiply that `path` uses.
-fn multiply_peak(path: SimdPath, threads: usize, runs: usize) -> f64 {
-    let mut best = 0.0f64;
-    for _ in 0..runs {
-        let start = now();
-        let operations: f64 = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(move || multiply(path))).collect();
-            workers.into_iter().map(|w| w.join().unwrap()).sum()
-        });
-        best = best.max(operations / (now() - start));
-    }
-    best
-}
-
-/// Runs a register-only loop and returns how many operations it did.
-fn multiply(path: SimdPath) -> f64 {
-    const TIMES: usize = 4_000_000;
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a path is only in use where its features are there.
-    unsafe {
-        match path {
-            SimdPath::Avx512 => return x86::fma512(TIMES),
-            SimdPath::Avx512Bf16 => return x86::dot512(TIMES),
-            SimdPath::Avx2 => return x86::fma256(TIMES),
-            _ => {}
-        }
-    }
-    let _ = path;
-    let mut acc = [0.0f32; 64];
-    for i in 0..TIMES / 8 {
-        let x = std::hint::black_box(1.0 + i as f32);
-        acc.iter_mut().for_each(|a| *a += x * 1e-9);
-    }
-    std::hint::black_box(acc);
-    (TIMES / 8) as f64 * 128.0
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn fold512(part: &[u64]) -> u64 {
-        let mut acc = [_mm512_setzero_si512(); 8];
-        for line in part.chunks_exact(64) {
-            for (i, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: eight loads of eight words from a line of 64; prefetching has no effect on memory.
-                unsafe {
-                    let at = line.as_ptr().add(8 * i);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(512).cast());
-                    *acc = _mm512_xor_si512(*acc, _mm512_loadu_si512(at.cast()));
-                }
-            }
-        }
-        let all = acc.into_iter().fold(_mm512_setzero_si512(), |a, b| _mm512_xor_si512(a, b));
-        _mm512_reduce_or_epi64(all) as u64
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn fma512(times: usize) -> f64 {
-        let mut acc = [_mm512_setzero_ps(); 24];
-        let (x, y) = (_mm512_set1_ps(1.0), _mm512_set1_ps(1e-9));
-        for _ in 0..times {
-            acc.iter_mut().for_each(|a| *a = _mm512_fmadd_ps(x, y, *a));
-        }
-        std::hint::black_box(acc.map(|a| _mm512_reduce_add_ps(a)));
-        (times * 24 * 32) as f64
-    }
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub unsafe fn dot512(times: usize) -> f64 {
-        let mut acc = [_mm512_setzero_ps(); 24];
-        let one = _mm512_set1_epi32(0x3f80_3f80);
-        // SAFETY: both types are 64 bytes of any bits.
-        let x: __m512bh = unsafe { std::mem::transmute(one) };
-        for _ in 0..times {
-            acc.iter_mut().for_each(|a| *a = _mm512_dpbf16_ps(*a, x, x));
-        }
-        std::hint::black_box(acc.map(|a| _mm512_reduce_add_ps(a)));
-        (times * 24 * 64) as f64
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn fma256(times: usize) -> f64 {
-        let mut acc = [_mm256_setzero_ps(); 12];
-        let (x, y) = (_mm256_set1_ps(1.0), _mm256_set1_ps(1e-9));
-        for _ in 0..times {
-            acc.iter_mut().for_each(|a| *a = _mm256_fmadd_ps(x, y, *a));
-        }
-        std::hint::black_box(acc);
-        (times * 12 * 16) as f64
     }
 }

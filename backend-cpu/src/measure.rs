@@ -12,7 +12,7 @@ use engine_core::Result;
 
 use crate::backend::CpuBackend;
 use crate::memory::{Memory, Region};
-use crate::simd::{Simd, SimdPath, Vectorized, enter};
+use crate::simd::{Simd, SimdPath, Vectorized, amx, enter};
 use crate::topology;
 
 /// Limits of the machine, all threads together.
@@ -33,6 +33,8 @@ pub struct Limits {
 const RUNS: usize = 5;
 /// Rounds of the multiply loop: some tens of milliseconds.
 const ROUNDS: usize = 8_000_000;
+/// Rounds of the loop over AMX tiles: as long.
+const TILE_ROUNDS: usize = 2_000_000;
 /// Accumulators: enough to hide the latency of two multiply-adds a cycle, few enough for 16 registers.
 const CHAINS: usize = 12;
 
@@ -110,12 +112,24 @@ fn read(part: &Region, path: SimdPath) {
 }
 
 fn multiply(path: SimdPath) {
+    if path == SimdPath::Amx {
+        // SAFETY: the machine has the path of its backend.
+        unsafe {
+            let tiles = amx::Tiles::shape();
+            amx::multiply_peak(TILE_ROUNDS);
+            drop(tiles);
+        }
+        return;
+    }
     // SAFETY: the machine has the path of its backend.
     std::hint::black_box(unsafe { enter(path, Multiply) });
 }
 
 /// Operations of one [`Multiply`].
 fn flops(path: SimdPath) -> f64 {
+    if path == SimdPath::Amx {
+        return (amx::PEAK_OPS * TILE_ROUNDS) as f64;
+    }
     // SAFETY: the machine has the path of its backend.
     let per_instruction = unsafe { enter(path, OpsPerInstruction) };
     (per_instruction * ROUNDS * CHAINS) as f64

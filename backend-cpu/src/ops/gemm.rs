@@ -6,17 +6,17 @@
 //! fit the second-level cache stay there over a whole panel; more of them (prefill, bound by arithmetic) are cut into
 //! blocks of rows and of K that stay there while the panels of a claim pass by.
 //! Activations are interleaved by tile once per op ([k][R]), so that a tile reads them as one stream of broadcasts.
-//! Which way is taken never shows in the bits: see [`super::gemm_tile`].
+//! Which way is taken never shows in the bits: see [`super::gemm_tile`]. Where there are AMX tiles, bfloat16 goes
+//! the ways of [`super::gemm_amx`].
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of `Kernel::run`")]
 
 use engine_core::DType;
 use engine_core::backend::{Activation, OpKind};
 
 use super::gemm_tile::{self, Kind, ROWS, Tile, expand};
-use super::{BLOCK, Kernel, MyRows, load_block, map_block, spoil_last, store_block, zip_block};
+use super::{BLOCK, Kernel, MyRows, load_block, spoil_last};
 use crate::memory::View;
-use crate::simd::elem::{Elem, with_elem};
-use crate::simd::{Simd, SimdPath, math};
+use crate::simd::{Simd, SimdPath, amx};
 use crate::threads::Worker;
 use crate::weights::PANEL;
 
@@ -27,7 +27,7 @@ pub(crate) const MAX_K: usize = 128 << 10;
 /// Rows whose activations each worker interleaves for itself, sparing a barrier.
 const PRIVATE_ROWS: usize = 2;
 /// Bytes of weights a claim streams when there are few rows.
-const CLAIM_BYTES: usize = 512 << 10;
+pub(super) const CLAIM_BYTES: usize = 512 << 10;
 /// How far ahead weights are prefetched.
 const AHEAD: usize = 2048;
 /// Tiles that share the prefetching of a block.
@@ -37,12 +37,13 @@ const K_BLOCK: usize = 256;
 /// Bytes of activations that stay in the second-level cache.
 const A_BYTES: usize = 1 << 20;
 /// Rows whose results a worker keeps until they are whole.
-const RESULT_ROWS: usize = 256;
+pub(super) const RESULT_ROWS: usize = 256;
 /// Panels a claim handles at most.
-const MOST_PANELS: usize = 16;
+pub(super) const MOST_PANELS: usize = 16;
 
 const PRIVATE_AT: usize = 0;
-const RESULTS_AT: usize = PRIVATE_ROWS * MAX_K * 4;
+const PRIVATE_BYTES: usize = PRIVATE_ROWS * MAX_K * 4;
+pub(super) const RESULTS_AT: usize = PRIVATE_BYTES;
 const RESULTS_BYTES: usize = MOST_PANELS * RESULT_ROWS * PANEL * 4;
 const EXPANDED_AT: usize = RESULTS_AT + RESULTS_BYTES;
 /// Private memory a worker needs.
@@ -72,7 +73,7 @@ pub(crate) struct Gemm {
 
 /// How a product is cut. Follows from shapes and path only.
 #[derive(Clone, Copy)]
-struct Cut {
+pub(super) struct Cut {
     kind: Kind,
     /// Rows of a tile.
     tile: usize,
@@ -94,21 +95,25 @@ impl Kernel for Gemm {
     fn phases(&self) -> u32 {
         let cut = self.cut();
         let supers = self.x.rows().div_ceil(cut.super_rows).max(1) as u32;
-        if self.packs_privately() { 1 } else { 2 * supers }
+        if self.packs_privately(&cut) { 1 } else { 2 * supers }
     }
 
     fn serial(&self, _: u32) -> bool {
         // Tiny products (test models): a barrier costs more than the work.
-        self.x.rows() * self.panels * self.panel_bytes <= 32 << 10
+        self.is_tiny()
     }
 
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, w: &Worker<'_>, phase: u32) {
         let cut = self.cut();
         let rows = self.x.rows();
-        if self.packs_privately() {
+        if self.packs_privately(&cut) {
             let a = w.scratch().add(PRIVATE_AT);
-            self.pack_tile::<S>(&cut, 0, rows, 0..cut.k, a);
+            if cut.kind == Kind::Tiles {
+                self.pack_own_tiles::<S>(a, rows);
+            } else {
+                self.pack_tile::<S>(&cut, 0, rows, 0..cut.k, a);
+            }
             return self.multiply::<S>(w, &cut, a, 0, rows);
         }
         let first = (phase / 2) as usize * cut.super_rows;
@@ -126,8 +131,16 @@ impl Kernel for Gemm {
 }
 
 impl Gemm {
-    fn packs_privately(&self) -> bool {
-        self.x.rows() <= PRIVATE_ROWS
+    fn packs_privately(&self, cut: &Cut) -> bool {
+        match cut.kind {
+            Kind::Tiles => self.x.rows() <= cut.tile && cut.kind.act_bytes(cut.k, cut.tile) <= PRIVATE_BYTES,
+            _ => self.x.rows() <= PRIVATE_ROWS,
+        }
+    }
+
+    /// Too little work to share.
+    pub(super) fn is_tiny(&self) -> bool {
+        self.x.rows() * self.panels * self.panel_bytes <= 32 << 10
     }
 
     fn cut(&self) -> Cut {
@@ -135,12 +148,19 @@ impl Gemm {
             DType::F32 => Kind::F32,
             DType::F16 => Kind::F16,
             _ if self.path == SimdPath::Avx512Bf16 && self.x.dtype == DType::Bf16 => Kind::Dot,
+            _ if self.path == SimdPath::Amx && self.x.dtype == DType::Bf16 => Kind::Tiles,
             _ => Kind::Pairs,
         };
-        let most = if matches!(self.path, SimdPath::Avx512 | SimdPath::Avx512Bf16) { 12 } else { 6 };
+        let most = match self.path {
+            SimdPath::Avx512 | SimdPath::Avx512Bf16 | SimdPath::Amx => 12,
+            _ => 6,
+        };
         let rows = self.x.rows().max(1);
         let even = rows.div_ceil(rows.div_ceil(most));
-        let tile = ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most);
+        let tile = match kind {
+            Kind::Tiles => amx::ROWS,
+            _ => ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most),
+        };
         let k = if self.dtype == DType::Bf16 { self.k.next_multiple_of(2) } else { self.k };
         let fit = WORK_BYTES / kind.act_bytes(k, tile).max(1);
         Cut { kind, tile, k, super_rows: fit.max(1) * tile }
@@ -149,6 +169,9 @@ impl Gemm {
     /// Interleaves `count` rows from `first` on into the shared memory.
     #[inline(always)]
     unsafe fn pack<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, first: usize, count: usize) {
+        if cut.kind == Kind::Tiles {
+            return self.pack_tiles::<S>(w, first, count);
+        }
         let tiles = count.div_ceil(cut.tile);
         let pieces = cut.k.div_ceil(K_BLOCK);
         let mut items = MyRows::new(w, self.serial(0), tiles * pieces, 4096);
@@ -220,6 +243,9 @@ impl Gemm {
     /// Panels times the packed rows `first..first + count`.
     #[inline(always)]
     unsafe fn multiply<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, a: *const u8, first: usize, count: usize) {
+        if cut.kind == Kind::Tiles {
+            return self.multiply_tiles::<S>(w, a, first, count);
+        }
         let share = self.panels.div_ceil(w.count * 4).max(1);
         let run = if count <= cut.tile {
             (CLAIM_BYTES / self.panel_bytes.max(1)).next_multiple_of(2).clamp(1, MOST_PANELS)
@@ -261,9 +287,7 @@ impl Gemm {
             let t = Tile { a, b, b_next, k, c, c_next, fresh: true, ahead, ahead_step };
             gemm_tile::run::<S>(cut.kind, cut.tile, two, &t);
             for i in 0..if two { 2 } else { 1 } {
-                for r in 0..count {
-                    self.finish::<S>(c.add(i * c_next + r * PANEL), first + r, p + i);
-                }
+                self.finish_rows::<S>(c.add(i * c_next), first, count, p + i);
             }
             p += if two { 2 } else { 1 };
         }
@@ -306,9 +330,8 @@ impl Gemm {
                 for i in some.clone() {
                     let c = c.add((i - some.start) * rows.tiles.len() * cut.tile * PANEL);
                     let begin = rows.tiles.start * cut.tile;
-                    for r in begin..count.min(rows.tiles.end * cut.tile) {
-                        self.finish::<S>(c.add((r - begin) * PANEL), first + r, i);
-                    }
+                    let rows = count.min(rows.tiles.end * cut.tile) - begin;
+                    self.finish_rows::<S>(c, first + begin, rows, i);
                 }
                 p = some.end;
             }
@@ -361,131 +384,6 @@ impl Gemm {
                 ahead_step: next_bytes / shares / steps,
             };
             gemm_tile::run::<S>(kind, cut.tile, false, &t);
-        }
-    }
-
-    /// The epilogue of one row of one panel: 32 sums to 32 (or, halving, 16) outputs.
-    #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, c: *const f32, row: usize, panel: usize) {
-        let mut x = [0.0f32; PANEL];
-        let mut y = [0.0f32; PANEL];
-        std::ptr::copy_nonoverlapping(c, x.as_mut_ptr(), PANEL);
-        if !self.bias.is_null() {
-            self.load_bias(panel, &mut y);
-            zip_block::<S, _>(
-                &mut x,
-                &y,
-                PANEL,
-                #[inline(always)]
-                |x, y| S::add(x, y),
-            );
-        }
-        if let Some(add) = &self.add {
-            self.load_add::<S>(add, row, panel, &mut y);
-            zip_block::<S, _>(
-                &mut x,
-                &y,
-                PANEL,
-                #[inline(always)]
-                |x, y| S::add(x, y),
-            );
-        }
-        let width = if self.act.halves() { PANEL / 2 } else { PANEL };
-        activate::<S>(self.act, &mut x, width);
-        let at = panel * width;
-        let n = width.min(self.out.cols() - at);
-        if let Some(scale) = self.scale {
-            map_block::<S, _>(
-                &mut x,
-                width,
-                #[inline(always)]
-                |x| S::mul(x, S::splat(scale)),
-            );
-        }
-        if let Some(residual) = &self.residual {
-            load_block::<S, _>(residual.dtype, residual.row(row), at, n, &mut y);
-            zip_block::<S, _>(
-                &mut x,
-                &y,
-                width,
-                #[inline(always)]
-                |x, y| S::add(y, x),
-            );
-        }
-        store_block::<S, _>(self.out.dtype, self.out.row(row), at, n, &x);
-    }
-
-    /// The panel's part of the bias, in packed order.
-    #[inline(always)]
-    unsafe fn load_bias(&self, panel: usize, y: &mut [f32; PANEL]) {
-        if !self.gate_up {
-            std::ptr::copy_nonoverlapping(self.bias.add(panel * PANEL), y.as_mut_ptr(), PANEL);
-            return;
-        }
-        let (half, at) = (PANEL / 2, panel * (PANEL / 2));
-        std::ptr::copy_nonoverlapping(self.bias.add(at), y.as_mut_ptr(), half);
-        std::ptr::copy_nonoverlapping(self.bias.add(self.n / 2 + at), y.as_mut_ptr().add(half), half);
-    }
-
-    /// The panel's columns of `add` [T, N], in packed order.
-    #[inline(always)]
-    unsafe fn load_add<S: Simd>(&self, add: &View, row: usize, panel: usize, y: &mut [f32; PANEL]) {
-        if !self.gate_up {
-            let at = panel * PANEL;
-            return load_block::<S, _>(add.dtype, add.row(row), at, PANEL.min(add.cols() - at), y);
-        }
-        let half = add.cols() / 2;
-        let at = panel * (PANEL / 2);
-        let n = (PANEL / 2).min(half - at);
-        with_elem!(add.dtype, E, {
-            for i in 0..n {
-                let row = add.row::<E>(row);
-                y[i] = Elem::to_f32(*row.add(at + i));
-                y[PANEL / 2 + i] = Elem::to_f32(*row.add(half + at + i));
-            }
-        })
-    }
-}
-
-/// The activation in place; halving ones leave their result in the first half.
-#[inline(always)]
-unsafe fn activate<S: Simd>(act: Activation, x: &mut [f32; PANEL], width: usize) {
-    match act {
-        Activation::Identity => {}
-        Activation::Silu => map_block::<S, _>(
-            x,
-            width,
-            #[inline(always)]
-            |x| math::silu::<S>(x),
-        ),
-        Activation::Gelu => map_block::<S, _>(
-            x,
-            width,
-            #[inline(always)]
-            |x| math::gelu::<S>(x),
-        ),
-        Activation::GeluTanh => map_block::<S, _>(
-            x,
-            width,
-            #[inline(always)]
-            |x| math::gelu_tanh::<S>(x),
-        ),
-        Activation::Relu => map_block::<S, _>(
-            x,
-            width,
-            #[inline(always)]
-            |x| S::max(x, S::zero()),
-        ),
-        Activation::SiluMul | Activation::GeluTanhMul => {
-            for i in (0..width).step_by(S::W) {
-                let (gate, up) = (S::load(x.as_ptr().add(i)), S::load(x.as_ptr().add(width + i)));
-                let gate = if act == Activation::SiluMul {
-                    math::silu::<S>(gate)
-                } else {
-                    math::gelu_tanh::<S>(gate)
-                };
-                S::store(x.as_mut_ptr().add(i), S::mul(gate, up));
-            }
         }
     }
 }

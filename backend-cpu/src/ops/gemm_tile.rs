@@ -6,8 +6,9 @@
 
 use half::f16;
 
-use crate::simd::Simd;
+use super::gemm_amx;
 use crate::simd::elem::Elem;
+use crate::simd::{Simd, amx};
 use crate::weights::PANEL;
 
 /// How a tile reads weights and activations.
@@ -21,6 +22,8 @@ pub(crate) enum Kind {
     Pairs,
     /// The same weights, activations [k/2][R] pairs of bfloat16; `vdpbf16ps`.
     Dot,
+    /// The same weights, activations in tiles of 16 × 32 bfloat16; see [`super::gemm_amx`].
+    Tiles,
 }
 
 impl Kind {
@@ -35,6 +38,7 @@ impl Kind {
     pub fn act_bytes(self, k: usize, rows: usize) -> usize {
         match self {
             Kind::Dot => k * rows * 2,
+            Kind::Tiles => gemm_amx::act_bytes(k, rows.div_ceil(amx::ROWS)),
             _ => k * rows * 4,
         }
     }
@@ -74,7 +78,7 @@ pub(crate) unsafe fn run<S: Simd>(kind: Kind, rows: usize, two: bool, t: &Tile) 
         Kind::F16 => by_rows::<S, WideF16>(rows, two, t),
         Kind::Pairs => by_rows::<S, WidePairs>(rows, two, t),
         Kind::Dot if S::DOT => by_rows::<S, DotPairs>(rows, two, t),
-        Kind::Dot => unreachable!("this path has no bf16 dot product"),
+        Kind::Dot | Kind::Tiles => unreachable!("this path has no such product"),
     }
 }
 
@@ -319,6 +323,6 @@ pub(crate) unsafe fn expand<S: Simd>(kind: Kind, b: *const u8, k: usize, into: *
                 }
             }
         }
-        Kind::F32 | Kind::Dot => unreachable!("{kind:?} is read as it is"),
+        Kind::F32 | Kind::Dot | Kind::Tiles => unreachable!("{kind:?} is read as it is"),
     }
 }

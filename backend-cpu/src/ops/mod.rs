@@ -13,6 +13,8 @@ pub(crate) mod attention;
 pub(crate) mod collective;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
+mod gemm_amx;
+mod gemm_finish;
 mod gemm_tile;
 pub(crate) mod inputs;
 pub(crate) mod logprobs;

@@ -12,6 +12,12 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "every function here has the one contract stated above")]
 #![allow(clippy::needless_range_loop, reason = "lanes are indexed, several arrays at a time")]
 
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "amx_absent.rs")]
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code, reason = "stands in for what other targets have")
+)]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -43,12 +49,20 @@ pub enum SimdPath {
     Avx512,
     /// The same, with `vdpbf16ps` for products of bfloat16 weights.
     Avx512Bf16,
+    /// AVX-512, with AMX tiles for products of bfloat16 weights.
+    Amx,
 }
 
 impl SimdPath {
     /// Every path, plainest first.
-    pub const ALL: [SimdPath; 5] =
-        [SimdPath::Portable, SimdPath::Neon, SimdPath::Avx2, SimdPath::Avx512, SimdPath::Avx512Bf16];
+    pub const ALL: [SimdPath; 6] = [
+        SimdPath::Portable,
+        SimdPath::Neon,
+        SimdPath::Avx2,
+        SimdPath::Avx512,
+        SimdPath::Avx512Bf16,
+        SimdPath::Amx,
+    ];
 
     /// Its name on the command line and in `DeviceInfo::arch`.
     pub const fn name(self) -> &'static str {
@@ -58,6 +72,7 @@ impl SimdPath {
             SimdPath::Avx2 => "avx2",
             SimdPath::Avx512 => "avx512",
             SimdPath::Avx512Bf16 => "avx512-bf16",
+            SimdPath::Amx => "amx",
         }
     }
 
@@ -82,6 +97,8 @@ impl SimdPath {
             }
             #[cfg(target_arch = "x86_64")]
             SimdPath::Avx512Bf16 => SimdPath::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            SimdPath::Amx => SimdPath::Avx512.is_available() && amx::is_permitted(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -94,6 +111,7 @@ impl SimdPath {
 
     /// The fastest path of this machine.
     ///
+    /// AMX wherever it is: measured on Granite Rapids a core does 3400 GFLOP/s with it, 226 with f32 multiply-adds.
     /// `vdpbf16ps` is not taken on Intel: measured on Granite Rapids it issues once in two cycles, so that its 64
     /// operations come to half of what two f32 multiply-adds a cycle do (110 against 226 GFLOP/s a core), and the
     /// f32 path does not round sums of pairs. AMD issues it at the rate of the f32 multiply-add or better. The
@@ -229,8 +247,9 @@ pub(crate) unsafe fn enter<V: Vectorized>(path: SimdPath, v: V) -> V::Output {
             #[inline(always)]
             || v.run::<Avx512Bf16>(),
         ),
+        // Products that use tiles ask for the path; all else is plain AVX-512.
         #[cfg(target_arch = "x86_64")]
-        SimdPath::Avx512 => Avx512::vectorize(
+        SimdPath::Avx512 | SimdPath::Amx => Avx512::vectorize(
             #[inline(always)]
             || v.run::<Avx512>(),
         ),
