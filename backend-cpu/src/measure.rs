@@ -25,7 +25,8 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Best of several passes.
     pub read_bytes_per_s: f64,
-    /// Two per product: the widest multiply-add of the path, in registers only.
+    /// Two per product: the widest multiply-add of the path, in registers only. On the AMX path that is the tile product
+    /// of bfloat16, which f32 and f16 weights do not use.
     pub flop_per_s: f64,
 }
 

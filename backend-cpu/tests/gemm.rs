@@ -117,6 +117,30 @@ fn a_row_does_not_depend_on_its_neighbours() {
     }
 }
 
+/// Enough rows and steps of K that every blocking of them is met, with a remainder of each.
+#[test]
+fn a_row_of_a_long_prompt_has_the_bits_it_has_alone() {
+    let [m, n, k] = [300usize, 100usize, 2100usize];
+    let w = rounded(&noise(2, n * k), DType::Bf16);
+    let x = rounded(&noise(1, m * k), DType::Bf16);
+    let want = product(&x, &w, [m, n, k]);
+    for path in SimdPath::available() {
+        let mut rig = Rig::new(path, 2);
+        let weight = rig.weight(&w, [n, k], DType::Bf16, Uses::Linear);
+        let xt = rig.floats(&x, &[m as u32, k as u32], DType::Bf16);
+        let out = rig.empty(&[m as u32, n as u32], DType::F32);
+        let e = Epilogue::default();
+        rig.op(Op::Gemm { x: xt.into(), w: &weight, e, out: out.into() });
+        let together = rig.read(out);
+        close(&together, &want, 1e-5, path.name());
+        for row in [0, 15, 16, 255, 256, 287, 299u32] {
+            let (x, one) = (xt.rows_at(row, 1), out.rows_at(row, 1));
+            rig.op(Op::Gemm { x: x.into(), w: &weight, e, out: one.into() });
+        }
+        assert!(together == rig.read(out), "{}", path.name());
+    }
+}
+
 #[test]
 fn tied_embeddings_are_read_from_the_panels() {
     let (v, h) = (70, 33);

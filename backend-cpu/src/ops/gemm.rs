@@ -1,7 +1,7 @@
 //! Gemm: `out = residual + scale · act(x · Wᵀ + bias + add)` over dense weights.
 //!
 //! Few rows (one tile): every worker claims runs of panels and streams each once from memory, prefetching; this is
-//! the decode step, bound by bandwidth. More rows: a block of 256 steps of K of a panel is widened to f32 into the
+//! the decode step, bound by bandwidth. More rows: a block of 128 steps of K of a panel is widened to f32 into the
 //! first-level cache and met by all tiles there, while the next block is prefetched from memory. Activations that
 //! fit the second-level cache stay there over a whole panel; more of them (prefill, bound by arithmetic) are cut into
 //! blocks of rows and of K that stay there while the panels of a claim pass by.
@@ -32,8 +32,9 @@ pub(super) const CLAIM_BYTES: usize = 512 << 10;
 const AHEAD: usize = 2048;
 /// Tiles that share the prefetching of a block.
 const PREFETCH_SHARES: usize = 4;
-/// Steps of K in a block that several tiles meet.
-const K_BLOCK: usize = 256;
+/// Steps of K in a block that several tiles meet: widened, with its activations and the next block, it leaves room in
+/// a first-level cache of 32 KiB.
+const K_BLOCK: usize = 128;
 /// Bytes of activations that stay in the second-level cache.
 const A_BYTES: usize = 1 << 20;
 /// Rows whose results a worker keeps until they are whole.

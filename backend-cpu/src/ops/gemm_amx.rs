@@ -19,9 +19,9 @@ use crate::weights::PANEL;
 /// Tile steps of a block of a panel: 32 KiB.
 const BLOCK_STEPS: usize = 16;
 /// Bytes of activations meant to stay in the second-level cache.
-const SLAB_BYTES: usize = 1 << 20;
+const SLAB_BYTES: usize = 512 << 10;
 /// How far ahead of a streamed panel memory is asked for.
-const AHEAD: usize = 8192;
+const AHEAD: usize = 16384;
 /// Cache lines of a panel that a tile step reads.
 const STEP_LINES: usize = PANEL_STEP_BYTES / 64;
 
@@ -122,7 +122,7 @@ impl Gemm {
         let acts = self.acts(a, count);
         let share = self.panels.div_ceil(w.count * 4).max(1);
         let wanted = if acts.tiles == 1 { CLAIM_BYTES / self.panel_bytes.max(1) } else { MOST_PANELS };
-        let run = wanted.clamp(1, MOST_PANELS).min(share);
+        let run = wanted.next_multiple_of(2).clamp(1, MOST_PANELS).min(share.next_multiple_of(2));
         let c = w.scratch().add(RESULTS_AT).cast::<f32>();
         // SAFETY: this path is only bound where tiles are permitted.
         let tiles = Tiles::shape();
@@ -130,10 +130,7 @@ impl Gemm {
         while let Some(claim) = items.next() {
             let panels = claim * run..self.panels.min((claim + 1) * run);
             if acts.tiles == 1 {
-                for panel in panels {
-                    self.stream_tiles(&acts, panel, c);
-                    self.finish_rows::<S>(c, first, count, panel);
-                }
+                self.stream_tiles::<S>(&acts, first, count, panels, c);
             } else {
                 self.blocked_tiles::<S>(&acts, first, count, panels, c);
             }
@@ -141,12 +138,44 @@ impl Gemm {
         drop(tiles);
     }
 
-    /// One tile of rows: a panel front to back.
-    unsafe fn stream_tiles(&self, acts: &Acts, panel: usize, c: *mut f32) {
+    /// One tile of rows: two panels at a time, front to back.
+    #[inline(always)]
+    unsafe fn stream_tiles<S: Simd>(
+        &self,
+        acts: &Acts,
+        first: usize,
+        count: usize,
+        panels: Range<usize>,
+        c: *mut f32,
+    ) {
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let two = panel + 1 < panels.end;
+            self.stream_panels(acts, panel, two, c);
+            for i in 0..1 + usize::from(two) {
+                self.finish_rows::<S>(c.add(i * ROWS * PANEL), first, count, panel + i);
+            }
+            panel += 1 + usize::from(two);
+        }
+    }
+
+    /// The sums of one tile of rows and one panel, or two.
+    unsafe fn stream_panels(&self, acts: &Acts, panel: usize, two: bool, c: *mut f32) {
         let b = self.w.add(panel * self.panel_bytes);
-        let steps = 0..acts.steps;
-        let block = Block { panel, steps, c, next: b.wrapping_add(AHEAD) };
-        self.meet(acts, &block, 0..1);
+        let (whole, a) = (self.k / STEPS, [acts.tile(0, 0); 2]);
+        let ahead = b.wrapping_add(AHEAD);
+        let run = Run { a, b, steps: whole, c, fresh: true, ahead, lines: STEP_LINES };
+        if whole > 0 {
+            if two { amx::multiply_16x2(&run, self.panel_bytes) } else { amx::multiply_16(&run) }
+        }
+        if whole == acts.steps {
+            return;
+        }
+        let (a, fresh) = ([acts.tile(0, whole); 2], whole == 0);
+        for i in 0..1 + usize::from(two) {
+            let (tail, c) = (self.tail(panel + i), c.add(i * ROWS * PANEL));
+            amx::multiply_16(&Run { a, b: tail.0.as_ptr(), steps: 1, c, fresh, lines: 0, ..run });
+        }
     }
 
     /// Many tiles of rows.

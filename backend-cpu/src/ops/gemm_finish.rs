@@ -23,10 +23,14 @@ impl Gemm {
         let width = if self.act.halves() { PANEL / 2 } else { PANEL };
         let whole = (panel + 1) * width <= self.out.cols();
         if self.add.is_some() || !whole {
-            for r in 0..count {
-                self.finish::<S>(c.add(r * PANEL), first + r, panel);
-            }
-            return;
+            return S::vectorize(
+                #[inline(always)]
+                || {
+                    for r in 0..count {
+                        self.finish::<S>(c.add(r * PANEL), first + r, panel);
+                    }
+                },
+            );
         }
         // One copy of this code for all who come here.
         S::vectorize(

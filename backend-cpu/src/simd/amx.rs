@@ -218,6 +218,71 @@ pub(crate) unsafe fn multiply_16(r: &Run) {
     }
 }
 
+/// 16 rows (`r.a[0]`) times the panel and the one `next_panel` bytes on, whose sums follow the first's 16 rows. Both
+/// are prefetched: `r.ahead` counts for the first, and two streams draw more from memory than one.
+///
+/// # Safety
+/// As of [`multiply_32`].
+pub(crate) unsafe fn multiply_16x2(r: &Run, next_panel: usize) {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "test {fresh:e}, {fresh:e}",
+            "jz 2f",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "jmp 3f",
+            "2:",
+            "tileloadd tmm0, [{c} + {two} * 1]",
+            "tileloadd tmm1, [{c} + {two} * 1 + 64]",
+            "tileloadd tmm2, [{c} + {two} * 1 + 2048]",
+            "tileloadd tmm3, [{c} + {two} * 1 + 2112]",
+            "3:",
+            "mov {line:e}, 32",
+            "4:",
+            "prefetcht1 [{ahead}]",
+            "prefetcht1 [{ahead} + {next}]",
+            "add {ahead}, 64",
+            "dec {line:e}",
+            "jnz 4b",
+            "tileloadd tmm4, [{a} + {one} * 1]",
+            "tileloadd tmm6, [{b} + {two} * 1]",
+            "tileloadd tmm7, [{b} + {two} * 1 + 64]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{second} + {two} * 1]",
+            "tileloadd tmm6, [{second} + {two} * 1 + 64]",
+            "tdpbf16ps tmm2, tmm4, tmm5",
+            "tdpbf16ps tmm3, tmm4, tmm6",
+            "add {a}, 1024",
+            "add {b}, 2048",
+            "add {second}, 2048",
+            "dec {steps}",
+            "jnz 3b",
+            "tilestored [{c} + {two} * 1], tmm0",
+            "tilestored [{c} + {two} * 1 + 64], tmm1",
+            "tilestored [{c} + {two} * 1 + 2048], tmm2",
+            "tilestored [{c} + {two} * 1 + 2112], tmm3",
+            a = inout(reg) r.a[0] => _,
+            b = inout(reg) r.b => _,
+            second = inout(reg) r.b.wrapping_add(next_panel) => _,
+            steps = inout(reg) r.steps => _,
+            c = in(reg) r.c,
+            fresh = in(reg) u32::from(r.fresh),
+            ahead = inout(reg) r.ahead => _,
+            next = in(reg) next_panel,
+            line = out(reg) _,
+            one = in(reg) 64usize,
+            two = in(reg) 128usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
 /// Four independent chains of products of zeros, `rounds` times: what the unit does at most.
 ///
 /// # Safety

@@ -37,6 +37,10 @@ pub(crate) unsafe fn multiply_16(_: &Run) {
     unreachable!("no AMX on this target")
 }
 
+pub(crate) unsafe fn multiply_16x2(_: &Run, _: usize) {
+    unreachable!("no AMX on this target")
+}
+
 pub(crate) unsafe fn multiply_peak(_: usize) {
     unreachable!("no AMX on this target")
 }
