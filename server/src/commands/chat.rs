@@ -1,14 +1,14 @@
 //! `pallium chat`: a conversation in the terminal.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answerer, Endpoint};
+use super::lines::{Took, each_line, status};
 use super::show::{ShowEnd, Shown, Stats, show};
-use super::terminal::{Input, Terminal};
-use super::{INTERRUPTED, put_sampling, tell};
+use super::terminal::Terminal;
+use super::{put_sampling, tell};
 use crate::cli::ChatArgs;
 use crate::model::StartError;
 
@@ -28,43 +28,23 @@ async fn talk(args: &ChatArgs, answerer: &Answerer) -> Result<ExitCode, StartErr
     let mut chat = Chat { args, answerer, messages: Vec::new() };
     chat.clear();
     if let Some(message) = &args.quick {
-        return Ok(match chat.turn(&mut terminal, message).await {
-            ShowEnd::Done => ExitCode::SUCCESS,
-            ShowEnd::Interrupted => ExitCode::from(INTERRUPTED),
-            ShowEnd::Failed(_) => ExitCode::FAILURE,
-        });
+        return Ok(status(&chat.turn(&mut terminal, message).await));
     }
     if terminal.is_interactive() {
         tell(&format!("{} on {}; {HELP}", answerer.model(), answerer.place()));
     }
-    let mut failed = false;
-    loop {
-        let line = match terminal.next("> ").await? {
-            Input::End => break,
-            Input::Interrupt => return Ok(ExitCode::from(INTERRUPTED)),
-            Input::Line(line) => line,
-        };
-        match Order::of(&line) {
+    let ended = each_line(&mut terminal, async |terminal, line| {
+        match Order::of(line) {
+            Order::Say(message) => return Took::Answer(chat.turn(terminal, message).await),
+            Order::Exit => return Took::Exit,
             Order::Nothing => {}
-            Order::Exit => break,
             Order::Clear => chat.clear(),
             Order::Help => tell(HELP),
             Order::Unknown => tell(&format!("{}: no such order; {HELP}", line.trim())),
-            Order::Say(message) => {
-                let end = chat.turn(&mut terminal, message).await;
-                failed |= matches!(end, ShowEnd::Failed(_));
-                // Whoever pipes a conversation in and interrupts it wants all of it to end.
-                if end == ShowEnd::Interrupted && !terminal.is_interactive() {
-                    return Ok(ExitCode::from(INTERRUPTED));
-                }
-            }
         }
-    }
-    if terminal.is_interactive() {
-        let _ = writeln!(std::io::stderr());
-        return Ok(ExitCode::SUCCESS);
-    }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        Took::Nothing
+    });
+    Ok(ended.await?)
 }
 
 /// What a line asks for.

@@ -1,14 +1,14 @@
 //! `pallium complete`: each line is a text that the model continues.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use serde_json::{Map, Value};
 
 use super::answer::{Answerer, Endpoint};
+use super::lines::{Took, each_line, status};
 use super::show::{ShowEnd, Stats, show};
-use super::terminal::{Input, Terminal};
-use super::{INTERRUPTED, put_sampling, tell};
+use super::terminal::Terminal;
+use super::{put_sampling, tell};
 use crate::cli::CompleteArgs;
 use crate::model::StartError;
 
@@ -24,11 +24,7 @@ pub fn run(args: &CompleteArgs) -> Result<ExitCode, StartError> {
 async fn complete(args: &CompleteArgs, answerer: &Answerer) -> Result<ExitCode, StartError> {
     let mut terminal = Terminal::new()?;
     if let Some(prompt) = &args.quick {
-        return Ok(match one(args, answerer, &mut terminal, prompt).await {
-            ShowEnd::Done => ExitCode::SUCCESS,
-            ShowEnd::Interrupted => ExitCode::from(INTERRUPTED),
-            ShowEnd::Failed(_) => ExitCode::FAILURE,
-        });
+        return Ok(status(&one(args, answerer, &mut terminal, prompt).await));
     }
     if terminal.is_interactive() {
         let (model, place) = (answerer.model(), answerer.place());
@@ -36,30 +32,12 @@ async fn complete(args: &CompleteArgs, answerer: &Answerer) -> Result<ExitCode, 
             "{model} on {place}; type the start of a text; Ctrl-D ends, Ctrl-C stops a completion"
         ));
     }
-    let mut failed = false;
-    loop {
-        let line = match terminal.next("> ").await? {
-            Input::End => break,
-            Input::Interrupt => return Ok(ExitCode::from(INTERRUPTED)),
-            Input::Line(line) => line,
-        };
-        if line.trim() == "/exit" {
-            break;
-        }
-        if line.is_empty() {
-            continue;
-        }
-        let end = one(args, answerer, &mut terminal, &line).await;
-        failed |= matches!(end, ShowEnd::Failed(_));
-        if end == ShowEnd::Interrupted && !terminal.is_interactive() {
-            return Ok(ExitCode::from(INTERRUPTED));
-        }
-    }
-    if terminal.is_interactive() {
-        let _ = writeln!(std::io::stderr());
-        return Ok(ExitCode::SUCCESS);
-    }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let ended = each_line(&mut terminal, async |terminal, line| match line {
+        "" => Took::Nothing,
+        line if line.trim() == "/exit" => Took::Exit,
+        line => Took::Answer(one(args, answerer, terminal, line).await),
+    });
+    Ok(ended.await?)
 }
 
 async fn one(args: &CompleteArgs, answerer: &Answerer, terminal: &mut Terminal, prompt: &str) -> ShowEnd {

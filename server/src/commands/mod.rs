@@ -5,6 +5,7 @@ pub mod chat;
 pub mod complete;
 pub mod doctor;
 pub mod events;
+mod lines;
 pub mod pull;
 mod show;
 mod terminal;

@@ -107,7 +107,14 @@ pub fn resolve(request: &Request<'_>, config: &HubConfig, on_event: OnEvent<'_>)
     if config.offline {
         return Err(HubError::Offline { id: request.model.to_owned(), lack, cache: cache.root().to_owned() });
     }
-    fetch(request, &cache, &[], config, on_event)
+    fetch(request, &cache, &[], config, on_event).map_err(|error| match error {
+        // A mistyped directory ends here too.
+        HubError::Network { url, reason } => {
+            let reason = format!("{reason} ({} is no directory here, so the hub was asked)", request.model);
+            HubError::Network { url, reason }
+        }
+        other => other,
+    })
 }
 
 /// Brings the model's newest files into the cache: those that serving it needs or, with `include`, every file of the
