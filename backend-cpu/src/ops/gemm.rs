@@ -1,7 +1,7 @@
 //! Gemm: `out = residual + scale · act(x · Wᵀ + bias + add)` over dense weights.
 //!
 //! Few rows (one tile): every worker claims runs of panels and streams each once from memory, prefetching; this is
-//! the decode step, bound by bandwidth. More rows: a block of 128 steps of K of a panel is widened to f32 into the
+//! the decode step, bound by bandwidth. More rows: a block of 128 or 256 steps of K of a panel is widened to f32 into the
 //! first-level cache and met by all tiles there, while the next block is prefetched from memory. Activations that
 //! fit the second-level cache stay there over a whole panel; more of them (prefill, bound by arithmetic) are cut into
 //! blocks of rows and of K that stay there while the panels of a claim pass by.
@@ -32,9 +32,13 @@ pub(super) const CLAIM_BYTES: usize = 512 << 10;
 const AHEAD: usize = 2048;
 /// Tiles that share the prefetching of a block.
 const PREFETCH_SHARES: usize = 4;
-/// Steps of K in a block that several tiles meet: widened, with its activations and the next block, it leaves room in
-/// a first-level cache of 32 KiB.
-const K_BLOCK: usize = 128;
+/// Steps of K in a block that several tiles meet, at most.
+const K_BLOCK: usize = 256;
+/// The same for few tiles, which are over before a block of that size is there from memory: with its activations and
+/// the next block it leaves room in a first-level cache of 32 KiB.
+const SMALL_K_BLOCK: usize = 128;
+/// Tiles that are few.
+const FEW_TILES: usize = 4;
 /// Bytes of activations that stay in the second-level cache.
 const A_BYTES: usize = 1 << 20;
 /// Rows whose results a worker keeps until they are whole.
@@ -308,6 +312,7 @@ impl Gemm {
         let c = w.scratch().add(RESULTS_AT).cast::<f32>();
         let wide = w.scratch().add(EXPANDED_AT).cast::<f32>();
         let tiles = count.div_ceil(cut.tile);
+        let k_block = if tiles <= FEW_TILES { SMALL_K_BLOCK } else { K_BLOCK };
         let block = (RESULT_ROWS / cut.tile).clamp(1, tiles);
         let stays = tiles == block && cut.kind.act_bytes(cut.k, count) <= A_BYTES;
         // One panel after the other where all activations stay in the cache, else all of the claim together.
@@ -317,15 +322,15 @@ impl Gemm {
             let mut p = panels.start;
             while p < panels.end {
                 let some = p..panels.end.min(p + together);
-                for k in (0..cut.k).step_by(K_BLOCK) {
+                for k in (0..cut.k).step_by(k_block) {
                     for i in some.clone() {
                         let next = if stays {
-                            self.w.wrapping_add(i * self.panel_bytes + cut.kind.panel_bytes(k + K_BLOCK))
+                            self.w.wrapping_add(i * self.panel_bytes + cut.kind.panel_bytes(k + k_block))
                         } else {
                             self.w.wrapping_add((i + 1) * self.panel_bytes + cut.kind.panel_bytes(k))
                         };
                         let c = c.add((i - some.start) * rows.tiles.len() * cut.tile * PANEL);
-                        self.block::<S>(cut, &rows, i, k, wide, c, next);
+                        self.block::<S>(cut, &rows, i, k..cut.k.min(k + k_block), wide, c, next);
                     }
                 }
                 for i in some.clone() {
@@ -346,12 +351,12 @@ impl Gemm {
         cut: &Cut,
         rows: &Rows,
         panel: usize,
-        k: usize,
+        ks: std::ops::Range<usize>,
         wide: *mut f32,
         c: *mut f32,
         next: *const u8,
     ) {
-        let steps = K_BLOCK.min(cut.k - k);
+        let (k, steps) = (ks.start, ks.len());
         let mut b = self.w.add(panel * self.panel_bytes + cut.kind.panel_bytes(k));
         let mut kind = cut.kind;
         if matches!(kind, Kind::F16 | Kind::Pairs) {
