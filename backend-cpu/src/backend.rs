@@ -12,7 +12,7 @@ use engine_core::{DType, Error, Result};
 
 use crate::memory::{Memory, memory_info};
 use crate::ops::sampler::SamplerState;
-use crate::ops::{attention, gemm, norm, sample};
+use crate::ops::{attention, gemm, norm, quantized, sample};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::simd::SimdPath;
@@ -135,7 +135,11 @@ fn info(path: SimdPath, threads: usize) -> DeviceInfo {
 
 fn worker_scratch_bytes(caps: &StepCaps) -> usize {
     let sampling = sample::scratch_bytes(caps.vocab as usize);
-    gemm::SCRATCH_BYTES.max(attention::SCRATCH_BYTES).max(norm::SCRATCH_BYTES).max(sampling)
+    gemm::SCRATCH_BYTES
+        .max(quantized::SCRATCH_BYTES)
+        .max(attention::SCRATCH_BYTES)
+        .max(norm::SCRATCH_BYTES)
+        .max(sampling)
 }
 
 impl Backend for CpuBackend {

@@ -8,7 +8,8 @@ use crate::bound::Bound;
 use crate::kv::{LayerView, Pool};
 use crate::memory::View;
 use crate::ops::{
-    attention, collective, elementwise, gemm, inputs, logprobs, movement, norm, rope, sample, sampler,
+    attention, collective, elementwise, gemm, inputs, logprobs, movement, norm, quantized, rope, sample,
+    sampler,
 };
 use crate::plan::Plan;
 use crate::stream::CpuStream;
@@ -22,7 +23,19 @@ pub(crate) fn bind(s: &mut CpuStream, op: &Op<'_>) -> Option<Bound> {
         Op::PlanOnDevice { plan, rows, kv_len, cu_q, tables } => {
             plan_on_device(s, plan, [rows, kv_len, cu_q], tables)
         }
-        Op::Gemm { x, w, e, out } => gemm(s, x, w, e, out),
+        Op::Gemm { x, w, e, out } => {
+            let kernel = gemm(s, x, w, e, out);
+            assert!(w.inner::<CpuWeight>().layout == Layout::Panels, "Gemm of {}", w.meta().name);
+            kernel.into()
+        }
+        Op::QuantizedMatmul { x, w, e, out } => {
+            let gemm = gemm(s, x, w, e, out);
+            let strips: *const _ = match &w.inner::<CpuWeight>().strips {
+                Some(strips) => strips,
+                None => panic!("QuantizedMatmul of {}, which is dense", w.meta().name),
+            };
+            quantized::QuantizedMatmul { gemm, strips }.into()
+        }
         Op::Norm { x, residual, w, eps, out } => {
             norm::Norm(norm_args(s, x, residual, w, None, eps, out)).into()
         }
@@ -111,6 +124,7 @@ fn embed(s: &mut CpuStream, table: &Weight, ids: Tensor, out: Tensor) -> Bound {
         panel_bytes: w.panel_bytes(),
         ids: integers(s.view(ids), out.rows()),
         out: s.view(out),
+        strips: w.strips.as_ref().map_or(std::ptr::null(), std::ptr::from_ref),
     };
     kernel.into()
 }
@@ -179,10 +193,10 @@ fn gemm(
     weight: &Weight,
     e: engine_core::backend::Epilogue<'_>,
     out: Act,
-) -> Bound {
+) -> gemm::Gemm {
     s.keep(weight.shared());
     let w: &CpuWeight = weight.inner();
-    assert!(w.layout == Layout::Panels, "{} was not loaded for products", weight.meta().name);
+    assert!(w.layout != Layout::Rows, "{} was not loaded for products", weight.meta().name);
     let (x, out) = (s.view(x.plain()), s.view(out.plain()));
     let width = if e.act.halves() { w.n / 2 } else { w.n };
     assert_eq!(x.cols(), w.k, "Gemm of {}: columns of x", weight.meta().name);
@@ -199,7 +213,7 @@ fn gemm(
     add.iter().for_each(|a| assert_eq!((a.rows(), a.cols()), (x.rows(), w.n), "Gemm: shape of add"));
     let residual = e.residual.map(|t| s.view(t));
     residual.iter().for_each(|r| same_shape(r, &out));
-    let kernel = gemm::Gemm {
+    gemm::Gemm {
         x,
         w: w.region.base(),
         dtype: w.dtype,
@@ -216,8 +230,7 @@ fn gemm(
         out,
         work: s.work(),
         path: s.path(),
-    };
-    kernel.into()
+    }
 }
 
 fn norm_args(

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::faults;
 use crate::memory::Region;
 use crate::ops::{
-    Kernel, RunPhase, attention, collective, elementwise, gemm, inputs, logprobs, movement, norm, rope,
-    sample, sampler,
+    Kernel, RunPhase, attention, collective, elementwise, gemm, inputs, logprobs, movement, norm, quantized,
+    rope, sample, sampler,
 };
 use crate::progress::Progress;
 use crate::simd::enter;
@@ -41,6 +41,7 @@ bound!(
     NextInputs(inputs::NextInputs),
     PlanOnDevice(inputs::PlanOnDevice),
     Gemm(gemm::Gemm),
+    QuantizedMatmul(quantized::QuantizedMatmul),
     Norm(norm::Norm),
     LayerNorm(norm::LayerNorm),
     Elementwise(elementwise::Elementwise),

@@ -21,6 +21,7 @@ mod progress;
 pub mod reference;
 mod simd;
 mod stream;
+mod strips;
 mod support;
 mod threads;
 mod topology;

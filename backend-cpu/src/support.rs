@@ -11,6 +11,7 @@ pub(crate) fn supports(op: &OpSpec) -> Support {
     use OpKind::*;
     match op.kind {
         Embed | Gemm => dense(op),
+        QuantizedMatmul => quantized(op),
         PagedAttention => match op.attention.as_ref().map_or(Ok(()), attention) {
             Ok(()) => floats(op),
             Err(reason) => Support::No(reason),
@@ -19,9 +20,7 @@ pub(crate) fn supports(op: &OpSpec) -> Support {
         GatherRows | ScatterRows | Copy | CopyPages | UpdateTables | NextInputs | PlanOnDevice
         | UpdateSampler | Sample | LogProbs | AllReduce | AllGather | ReduceScatter => Support::NATIVE,
         NormLinear | AttendNew | AllReduceNorm => Support::Composed,
-        QuantizedMatmul | Quantize => {
-            no(op, "quantized weights have no CPU kernel yet; use a dense checkpoint")
-        }
+        Quantize => no(op, "weights read plain activations here"),
         GroupedLinear | TopK | SortByExpert | CombineRows | Moe => {
             no(op, "mixture-of-experts models have no CPU kernels yet; use a dense model")
         }
@@ -58,7 +57,15 @@ fn dense(op: &OpSpec) -> Support {
     match format.dense() {
         Some(dtype) if is_float(dtype) && k as usize <= MAX_K => floats(op),
         Some(dtype) if is_float(dtype) => no(op, &format!("K = {k} is over {MAX_K}")),
+        None if op.kind == OpKind::Embed => floats(op),
         _ => no(op, &format!("weights in {format}: the CPU has float32, float16 and bfloat16")),
+    }
+}
+
+fn quantized(op: &OpSpec) -> Support {
+    match op.weight {
+        Some((_, [_, k], _)) if k as usize > MAX_K => no(op, &format!("K = {k} is over {MAX_K}")),
+        _ => floats(op),
     }
 }
 

@@ -17,11 +17,12 @@ use std::sync::Arc;
 use engine_core::backend::{ActFormat, Fuse, HostPart, HostWeight, PartData, Shard, Uses, WeightMeta};
 use engine_core::loader::HostBytes;
 use engine_core::loader::fill::Fill;
-use engine_core::quant::WeightFormat;
+use engine_core::quant::{WeightFormat, dequantized};
 use engine_core::{DType, Error, Result};
 use half::{bf16, f16};
 
 use crate::memory::{Memory, Region};
+use crate::strips::{self, Strips};
 
 /// Outputs of a panel.
 pub(crate) const PANEL: usize = 32;
@@ -31,6 +32,8 @@ pub(crate) const PANEL: usize = 32;
 pub(crate) enum Layout {
     Panels,
     Rows,
+    /// Quantized; see [`crate::strips`].
+    Strips,
 }
 
 /// A loaded weight.
@@ -42,6 +45,8 @@ pub(crate) struct CpuWeight {
     pub k: usize,
     /// Gate and up interleaved.
     pub gate_up: bool,
+    /// Of [`Layout::Strips`].
+    pub strips: Option<Strips>,
 }
 
 impl CpuWeight {
@@ -58,8 +63,14 @@ impl CpuWeight {
 /// Loads `w` into `memory`.
 ///
 /// # Errors
-/// `Unsupported` for quantized formats and per-head weights; `Checkpoint` for parts that do not fit together.
-pub(crate) fn load(memory: &Arc<Memory>, w: HostWeight) -> Result<(WeightMeta, CpuWeight)> {
+/// `Unsupported` for per-head weights; `Checkpoint` for parts that do not fit together.
+pub(crate) fn load(memory: &Arc<Memory>, mut w: HostWeight) -> Result<(WeightMeta, CpuWeight)> {
+    if w.parts.iter().any(|p| !p.format.is_dense()) {
+        if let Some(loaded) = strips::load(memory, &w)? {
+            return Ok(loaded);
+        }
+        w.parts = w.parts.into_iter().map(dequantized).collect::<Result<_>>()?;
+    }
     let source = Source::new(&w)?;
     let dtype = if w.uses == Uses::Vector { DType::F32 } else { w.act_dtype };
     if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
@@ -75,15 +86,16 @@ pub(crate) fn load(memory: &Arc<Memory>, w: HostWeight) -> Result<(WeightMeta, C
     let (n, k) = (source.n, source.k);
     let bytes = match layout {
         Layout::Panels => panels(n, gate_up) * panel_bytes(k, dtype),
-        Layout::Rows => n * k * dtype.size_bytes(),
+        Layout::Rows | Layout::Strips => n * k * dtype.size_bytes(),
     };
     let hint = "choose a smaller model, --dtype bfloat16, or a machine with more memory";
     let region = memory.allocate(bytes, &format!("weight {}", w.name), hint)?;
-    let loaded = CpuWeight { region, layout, dtype, n, k, gate_up };
+    let loaded = CpuWeight { region, layout, dtype, n, k, gate_up, strips: None };
     match layout {
         Layout::Panels => pack_panels(&source, &loaded),
         Layout::Rows if w.uses == Uses::Vector && n == 1 => pack_vector(&source, &loaded),
         Layout::Rows => pack_rows(&source, &loaded),
+        Layout::Strips => {}
     }
     let meta = WeightMeta {
         name: w.name,
@@ -98,7 +110,7 @@ pub(crate) fn load(memory: &Arc<Memory>, w: HostWeight) -> Result<(WeightMeta, C
     Ok((meta, loaded))
 }
 
-fn panels(n: usize, gate_up: bool) -> usize {
+pub(crate) fn panels(n: usize, gate_up: bool) -> usize {
     if gate_up { (n / 2).div_ceil(PANEL / 2) } else { n.div_ceil(PANEL) }
 }
 

@@ -156,7 +156,7 @@ pub fn gemm() -> Vec<Case> {
     cases.into_iter().map(GemmCase::into_case).collect()
 }
 
-fn follows() -> Vec<Follow> {
+pub fn follows() -> Vec<Follow> {
     use Activation::*;
     let none = Follow::default();
     let mut all: Vec<Follow> = [Silu, Gelu, GeluTanh, Relu, SiluMul, GeluTanhMul]

@@ -19,6 +19,7 @@ const FAULTY_OPS: &[OpKind] = &[
     OpKind::NextInputs,
     OpKind::PlanOnDevice,
     OpKind::Gemm,
+    OpKind::QuantizedMatmul,
     OpKind::Norm,
     OpKind::LayerNorm,
     OpKind::Elementwise,

@@ -32,6 +32,7 @@ ops! {
     next_inputs: NextInputs,
     plan_on_device: PlanOnDevice,
     gemm: Gemm,
+    quantized_matmul: QuantizedMatmul,
     norm: Norm,
     layer_norm: LayerNorm,
     elementwise: Elementwise,
@@ -49,6 +50,7 @@ ops! {
 #[test]
 fn a_row_alone_equals_it_among_others() {
     invariant().iter().for_each(invariance::gemm_rows);
+    invariant().iter().for_each(invariance::quantized_rows);
     invariant().iter().for_each(invariance::attention_rows);
     invariant().iter().for_each(invariance::sample_rows);
 }

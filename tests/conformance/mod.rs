@@ -14,6 +14,7 @@ pub mod devices;
 pub mod fallback;
 pub mod invariance;
 pub mod movement;
+pub mod quantized;
 pub mod queues;
 pub mod rig;
 pub mod sampling;
@@ -70,6 +71,7 @@ pub fn cases(op: OpKind) -> Vec<Case> {
         OpKind::NextInputs => step_inputs::next_inputs(),
         OpKind::PlanOnDevice => attention::plan_on_device(),
         OpKind::Gemm => dense::gemm(),
+        OpKind::QuantizedMatmul => quantized::quantized_matmul(),
         OpKind::Norm => dense::norm(),
         OpKind::LayerNorm => dense::layer_norm(),
         OpKind::Elementwise => dense::elementwise(),

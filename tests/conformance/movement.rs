@@ -1,7 +1,7 @@
 //! Embed, GatherRows, ScatterRows, Copy.
 
 use engine_core::DType;
-use engine_core::backend::{Op, OpKind, ScatterMode, Uses};
+use engine_core::backend::{Fuse, Op, OpKind, ScatterMode, Uses};
 
 use super::data::{below, normal};
 use super::rig::Access::{Read, Write};
@@ -28,6 +28,18 @@ pub fn embed() -> Vec<Case> {
                     rig.output("out", out)
                 }));
             }
+        }
+        for (format, uses) in
+            super::quantized::formats().into_iter().flat_map(|f| [(f, Uses::Embed), (f, Uses::Both)])
+        {
+            cases.push(Case::new(OpKind::Embed, format!("{format}, {uses:?}"), dtype, move |rig| {
+                let table = super::quantized::random_part("table", format, 37, 512);
+                let table = rig.fused(vec![table], Fuse::One, uses, dtype)?;
+                let ids = rig.ints("ids", &[5], &[36, 0, -1, 17, 16], Read)?;
+                let out = rig.blank("out", &[5, 512], dtype)?;
+                rig.step(|s| s.op(&Op::Embed { table: &table, ids, out }))?;
+                rig.output("out", out)
+            }));
         }
     }
     cases

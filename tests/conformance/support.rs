@@ -8,13 +8,19 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use engine_core::backend::OpKind;
+use engine_core::DType;
+use engine_core::backend::{Fuse, OpKind, Uses};
+use engine_core::quant::WeightFormat;
 
 use super::check::{Verdict, report};
+use super::quantized::{formats, random_part};
+use super::rig::{Mode, Rig};
 use super::{Device, cases, devices};
 
 const START: &str = "<!-- matrix: written by `cargo run -p tests --bin support-matrix -- --write` -->";
 const END: &str = "<!-- end of matrix -->";
+const FORMATS_START: &str = "<!-- formats: written by the same program -->";
+const FORMATS_END: &str = "<!-- end of formats -->";
 
 /// Compares the committed matrix with what runs here.
 ///
@@ -45,10 +51,46 @@ fn path() -> PathBuf {
 }
 
 fn replaced(text: &str) -> Result<String, String> {
-    let missing = || format!("docs/support.md needs the lines\n{START}\n{END}");
-    let (before, rest) = text.split_once(START).ok_or_else(missing)?;
-    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
-    Ok(format!("{before}{START}\n\n{}\n{END}{after}", matrix(&devices())))
+    let devices = devices();
+    let text = between(text, START, END, &matrix(&devices))?;
+    between(&text, FORMATS_START, FORMATS_END, &format_matrix(&devices))
+}
+
+fn between(text: &str, start: &str, end: &str, body: &str) -> Result<String, String> {
+    let missing = || format!("docs/support.md needs the lines\n{start}\n{end}");
+    let (before, rest) = text.split_once(start).ok_or_else(missing)?;
+    let (_, after) = rest.split_once(end).ok_or_else(missing)?;
+    Ok(format!("{before}{start}\n\n{body}\n{end}{after}"))
+}
+
+/// Weight formats over these devices: what a product with a weight of the format did.
+fn format_matrix(devices: &[Device]) -> String {
+    let mut columns: Vec<&str> = devices.iter().map(|d| d.column).collect();
+    columns.dedup();
+    let mut text = format!("| Format | {} |\n|---|{}\n", columns.join(" | "), "---|".repeat(columns.len()));
+    for format in formats() {
+        let cell = |column: &&str| {
+            let mut words: Vec<_> =
+                devices.iter().filter(|d| d.column == *column).map(|d| how(d, format)).collect();
+            words.sort_unstable();
+            words.dedup();
+            words.join(", ")
+        };
+        let cells: Vec<String> = columns.iter().map(cell).collect();
+        writeln!(text, "| {format} | {} |", cells.join(" | ")).unwrap();
+    }
+    text
+}
+
+/// Whether a device keeps a format's codes, loads it as dense numbers, or refuses it.
+fn how(device: &Device, format: WeightFormat) -> &'static str {
+    let mut rig = Rig::new(device.backend.clone(), Mode::Eager).unwrap();
+    let part = random_part("w", format, 64, 512);
+    match rig.fused(vec![part], Fuse::One, Uses::Linear, DType::F32) {
+        Ok(w) if w.meta().format.is_dense() => "as dense",
+        Ok(_) => "native",
+        Err(_) => "no",
+    }
 }
 
 /// The table over these devices.

@@ -21,6 +21,8 @@ pub(crate) mod logprobs;
 pub(crate) mod movement;
 mod noise;
 pub(crate) mod norm;
+pub(crate) mod quantized;
+pub(crate) mod quantized_expand;
 pub(crate) mod rope;
 pub(crate) mod sample;
 pub(crate) mod sampler;

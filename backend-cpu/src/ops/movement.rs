@@ -5,9 +5,11 @@ use engine_core::DType;
 use engine_core::backend::OpKind;
 use engine_core::backend::ScatterMode;
 
+use super::quantized_expand;
 use super::{BLOCK, Kernel, MyRows, SERIAL_ELEMENTS, load_block, spoil_last, store_block, zip_block};
 use crate::memory::View;
 use crate::simd::Simd;
+use crate::strips::{STRIP, Strips};
 use crate::threads::Worker;
 use crate::weights::{Layout, PANEL};
 
@@ -18,6 +20,8 @@ pub(crate) struct Embed {
     pub dtype: DType,
     pub vocab: usize,
     pub panel_bytes: usize,
+    /// Of a quantized table, else null.
+    pub strips: *const Strips,
     pub ids: View,
     pub out: View,
 }
@@ -56,6 +60,9 @@ impl Embed {
             let row = self.table.add(id * self.out.cols() * self.dtype.size_bytes());
             return load_block::<S, _>(self.dtype, row, i, n, block);
         }
+        if self.layout == Layout::Strips {
+            return self.read_strip(id, i, n, block);
+        }
         let panel = self.table.add(id / PANEL * self.panel_bytes);
         let lane = id % PANEL;
         for (j, x) in block.iter_mut().enumerate().take(n) {
@@ -65,6 +72,18 @@ impl Embed {
                 DType::F16 => (*panel.cast::<half::f16>().add(k * PANEL + lane)).to_f32(),
                 _ => (*panel.cast::<half::bf16>().add((k / 2 * PANEL + lane) * 2 + k % 2)).to_f32(),
             };
+        }
+    }
+}
+
+impl Embed {
+    unsafe fn read_strip(&self, id: usize, i: usize, n: usize, block: &mut [f32; BLOCK]) {
+        let strips = &*self.strips;
+        let strip = strips.strips[id / STRIP];
+        let Some(format) = strip.format else { return };
+        for (j, x) in block.iter_mut().enumerate().take(n) {
+            let f = &strips.formats[format];
+            *x = quantized_expand::number(f, self.table.add(strip.at), i + j, id % STRIP);
         }
     }
 }

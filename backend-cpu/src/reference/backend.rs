@@ -75,6 +75,7 @@ impl Backend for ReferenceBackend {
             | OpKind::NextInputs
             | OpKind::PlanOnDevice
             | OpKind::Gemm
+            | OpKind::QuantizedMatmul
             | OpKind::Norm
             | OpKind::LayerNorm
             | OpKind::Elementwise

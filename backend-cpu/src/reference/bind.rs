@@ -75,7 +75,9 @@ pub fn bind(memory: &Registry, op: &Op<'_>) -> Option<Task> {
         Op::PlanOnDevice { plan, rows, kv_len, cu_q, tables } => {
             plan_on_device(plan.clone(), [rows, kv_len, cu_q].map(view), view(tables))
         }
-        Op::Gemm { x, w, e, out } => bind_gemm(memory, view(x.plain?), w.clone(), e, view(out.plain?)),
+        Op::Gemm { x, w, e, out } | Op::QuantizedMatmul { x, w, e, out } => {
+            bind_gemm(memory, view(x.plain?), w.clone(), e, view(out.plain?))
+        }
         Op::Norm { x, residual, w, eps, out } => {
             let w = w.clone();
             norm(view(x), residual.map(view), view(out.plain?), move |x| rms_norm(x, values(&w), eps))

@@ -17,6 +17,7 @@ mod memory;
 pub mod movement;
 pub mod norm;
 pub mod philox;
+pub mod quantized;
 pub mod rope;
 pub mod sample;
 mod sampler;

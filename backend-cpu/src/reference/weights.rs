@@ -21,7 +21,8 @@ pub fn values(w: &Weight) -> &[f32] {
 /// Reads, shards and stacks the parts.
 ///
 /// # Errors
-/// `Unsupported` for a format that is not dense or a per-head transpose; `Io` when a file cannot be read.
+/// `Unsupported` for a per-head transpose; `Checkpoint` for parts that do not fit their shape; `Io` when a file
+/// cannot be read.
 pub fn load(w: &HostWeight) -> Result<Rows> {
     if matches!(w.fuse, Fuse::Heads { .. }) {
         return Err(Error::Unsupported(format!("the reference does not load per-head weights ({})", w.name)));
@@ -52,9 +53,7 @@ fn shard(values: &[f32], part: &HostPart, w: &HostWeight) -> Vec<f32> {
 }
 
 fn read(part: &HostPart) -> Result<Vec<f32>> {
-    let dtype = part.format.dense().ok_or_else(|| {
-        Error::Unsupported(format!("the reference does not load {} of format {}", part.name, part.format))
-    })?;
+    let Some(dtype) = part.format.dense() else { return super::quantized::values(part) };
     let count = part.shape[0] * part.shape[1];
     let bytes = match &part.data {
         PartData::Mapped(bytes) => bytes.to_vec(),

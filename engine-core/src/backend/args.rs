@@ -387,12 +387,14 @@ impl HostWeight {
             let heads = u64::from(heads);
             (n, k) = (heads * k, n / heads);
         }
+        // A weight with one quantized part is a quantized weight, whatever its other parts are.
+        let format = self.parts.iter().map(|p| p.format).find(|f| !f.is_dense()).unwrap_or(first.format);
         let element = first.format.dense().map_or(1, |d| d.size_bytes() as u64);
         WeightMeta {
             name: self.name.clone(),
             n: n as u32,
             k: k as u32,
-            format: first.format,
+            format,
             act: ActFormat::Plain,
             fuse: self.fuse,
             uses: self.uses,

@@ -1,0 +1,196 @@
+//! QuantizedMatmul in every weight format: alone, with epilogues, fused parts of different formats.
+
+use engine_core::backend::{Act, Activation, Epilogue, Fuse, HostPart, Op, OpKind, PartData, Uses, Weight};
+use engine_core::loader::HostBytes;
+use engine_core::quant::{GgmlType, WeightFormat};
+use engine_core::{DType, Result};
+use half::f16;
+
+use super::data::{below, normal};
+use super::dense::{Follow, follows};
+use super::rig::Access::Read;
+use super::{Case, FLOATS, Rig};
+
+/// Every quantized format a checkpoint can have.
+pub fn formats() -> Vec<WeightFormat> {
+    GgmlType::ALL.into_iter().map(WeightFormat::Ggml).collect()
+}
+
+/// A part of random codes whose numbers are of about unit size over √K.
+pub fn random_part(name: &str, format: WeightFormat, n: usize, k: usize) -> HostPart {
+    match format {
+        WeightFormat::Ggml(t) => ggml_part(name, t, n, k),
+        other => panic!("no random {other}"),
+    }
+}
+
+fn ggml_part(name: &str, t: GgmlType, n: usize, k: usize) -> HostPart {
+    let blocks = n * k / t.block();
+    let seed = format!("{name}{t}{n}x{k}");
+    let codes = below(&seed, blocks * t.block_bytes(), 256);
+    let mut bytes: Vec<u8> = codes.iter().map(|c| *c as u8).collect();
+    let scales = normal(&seed, 2 * blocks, 1.0 / (k as f32).sqrt());
+    // Where the f16 fields of a block are, and what makes their numbers about one.
+    let (fields, factor): (&[usize], f32) = match t {
+        GgmlType::Q4_0 | GgmlType::Q5_0 => (&[0], 0.15),
+        GgmlType::Q4_1 | GgmlType::Q5_1 => (&[0, 2], 0.07),
+        GgmlType::Q8_0 | GgmlType::Iq4Nl => (&[0], 0.02),
+        GgmlType::Q2K => (&[80, 82], 0.1),
+        GgmlType::Q3K => (&[108], 0.02),
+        GgmlType::Q4K | GgmlType::Q5K => (&[0, 2], 0.002),
+        GgmlType::Q6K => (&[208], 0.0005),
+        GgmlType::Iq4Xs => (&[0], 0.001),
+        GgmlType::Mxfp4 => (&[], 1.0),
+    };
+    for (b, block) in bytes.chunks_exact_mut(t.block_bytes()).enumerate() {
+        for (i, at) in fields.iter().enumerate() {
+            let x = f16::from_f32(scales[2 * b + i] * factor);
+            block[*at..at + 2].copy_from_slice(&x.to_le_bytes());
+        }
+        if t == GgmlType::Mxfp4 {
+            block[0] = 118 + block[0] % 5;
+        }
+    }
+    let data = PartData::Mapped(HostBytes::from(bytes));
+    let shape = [n as u64, k as u64];
+    HostPart { name: name.to_owned(), data, format: WeightFormat::Ggml(t), shape, aux: Vec::new() }
+}
+
+/// One quantized product.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizedCase {
+    pub format: WeightFormat,
+    /// Of the second of two stacked parts, if there are two; or of the up part.
+    pub second: Option<WeightFormat>,
+    /// [T, N, K]
+    pub size: [usize; 3],
+    pub dtype: DType,
+    pub follow: Follow,
+}
+
+impl QuantizedCase {
+    fn weight(&self, rig: &mut Rig) -> Result<Weight> {
+        let [_, n, k] = self.size;
+        if self.follow.act.halves() {
+            let up = self.second.unwrap_or(self.format);
+            let parts = vec![random_part("gate", self.format, n / 2, k), random_part("up", up, n / 2, k)];
+            return rig.fused(parts, Fuse::GateUp, Uses::Linear, self.dtype);
+        }
+        match self.second {
+            None => rig.fused(vec![random_part("w", self.format, n, k)], Fuse::One, Uses::Linear, self.dtype),
+            Some(second) => {
+                let first = n / 32 * 16;
+                let parts = vec![
+                    random_part("first", self.format, first, k),
+                    random_part("second", second, n - first, k),
+                ];
+                rig.fused(parts, Fuse::Stack, Uses::Linear, self.dtype)
+            }
+        }
+    }
+
+    /// Runs rows `rows` of it and declares the output.
+    pub fn run(&self, rig: &mut Rig, rows: std::ops::Range<usize>) -> Result<()> {
+        let [t, n, k] = self.size;
+        let width = if self.follow.act.halves() { n / 2 } else { n };
+        let w = self.weight(rig)?;
+        let count = rows.len() as u32;
+        let x = &normal(&format!("x{t}x{k}"), t * k, 1.0)[rows.start * k..rows.end * k];
+        let x = rig.floats("x", &[count, k as u32], self.dtype, x, Read)?;
+        let bias = match self.follow.bias {
+            true => {
+                // Fused like the weight.
+                let values = normal("bias", n, 0.5);
+                let (a, b) = values.split_at(n / 2);
+                let parts = vec![
+                    super::data::part("a", 1, n / 2, DType::F32, a),
+                    super::data::part("b", 1, n - n / 2, DType::F32, b),
+                ];
+                let fuse = if self.follow.act.halves() { Fuse::GateUp } else { Fuse::Stack };
+                Some(rig.fused(parts, fuse, Uses::Vector, self.dtype)?)
+            }
+            false => None,
+        };
+        let residual = &normal("residual", t * width, 1.0)[rows.start * width..rows.end * width];
+        let shape = [count, width as u32];
+        let residual = match self.follow.residual {
+            super::dense::Residual::None => None,
+            _ => Some(rig.floats("residual", &shape, self.dtype, residual, Read)?),
+        };
+        let add = match self.follow.add {
+            true => {
+                let values = &normal("add", t * n, 1.0)[rows.start * n..rows.end * n];
+                Some(rig.floats("add", &[count, n as u32], self.dtype, values, Read)?)
+            }
+            false => None,
+        };
+        let out = rig.blank("out", &shape, self.dtype)?;
+        let e =
+            Epilogue { bias: bias.as_ref(), add, act: self.follow.act, scale: self.follow.scale, residual };
+        let dense = w.meta().format.is_dense();
+        rig.step(|s| {
+            let (x, out) = (Act::from(x), Act::from(out));
+            match dense {
+                true => s.op(&Op::Gemm { x, w: &w, e, out }),
+                false => s.op(&Op::QuantizedMatmul { x, w: &w, e, out }),
+            }
+        })?;
+        rig.output("out", out)
+    }
+
+    fn into_case(self) -> Case {
+        let [t, n, k] = self.size;
+        let second = self.second.map(|s| format!(" and {s}")).unwrap_or_default();
+        let what = format!("{}{second} T {t} N {n} K {k} {:?}", self.format, self.follow);
+        Case::new(OpKind::QuantizedMatmul, what, self.dtype, move |rig| self.run(rig, 0..t))
+    }
+}
+
+/// Every format at a few sizes; every epilogue in one format; fused parts of one format and of two.
+pub fn quantized_matmul() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let none = Follow::default();
+    for format in formats() {
+        for dtype in FLOATS {
+            cases.extend(sizes(format).map(|size| QuantizedCase {
+                format,
+                second: None,
+                size,
+                dtype,
+                follow: none,
+            }));
+            let act = Activation::SiluMul;
+            let size = [3, 80, 256];
+            cases.push(QuantizedCase { format, second: None, size, dtype, follow: Follow { act, ..none } });
+        }
+    }
+    let (q4, q6, q8) = (GgmlType::Q4K, GgmlType::Q6K, GgmlType::Q8_0);
+    let [q4, q6, q8] = [q4, q6, q8].map(WeightFormat::Ggml);
+    for dtype in FLOATS {
+        for (format, second) in [(q4, q6), (q8, q4)] {
+            for (size, act) in [([1, 96, 512], Activation::Identity), ([14, 80, 256], Activation::SiluMul)] {
+                let follow = Follow { act, ..none };
+                cases.push(QuantizedCase { format, second: Some(second), size, dtype, follow });
+            }
+        }
+        for size in [[1, 34, 64], [6, 66, 96]] {
+            cases.extend(
+                follows()
+                    .into_iter()
+                    .filter(|f| f.residual != super::dense::Residual::Alias)
+                    .map(|follow| QuantizedCase { format: q8, second: None, size, dtype, follow }),
+            );
+        }
+    }
+    cases.into_iter().map(QuantizedCase::into_case).collect()
+}
+
+/// One row, an odd number of outputs, K of several chunks with a short last one, more rows than one tile.
+fn sizes(format: WeightFormat) -> [[usize; 3]; 4] {
+    let block = match format {
+        WeightFormat::Ggml(t) => t.block(),
+        _ => 128,
+    };
+    let small = block.max(64);
+    [[1, 48, small], [2, 33, 256 + block.max(32)], [5, 7, small], [29, 70, 256 + block.max(32)]]
+}
