@@ -9,6 +9,7 @@ pub mod demo;
 pub mod device;
 pub mod engine;
 pub mod fanout;
+pub mod gguf;
 pub mod http;
 pub mod hub;
 pub mod local;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use engine_core::DType;
 use engine_core::config::{GenerationConfig as GenerationFile, ModelConfig};
+use engine_core::loader::gguf_model::GgufModel;
 use engine_core::loader::source::{DummySource, WeightSource};
 use engine_core::loader::{Checkpoint, LoadFormat as FileFormat};
 use serde_json::{Map, Value};
@@ -15,6 +16,7 @@ use crate::cli::progress::Progress;
 use crate::cli::{ContentFormat, EngineArgs, GenerationConfig, LoadFormat, LogFormat};
 use crate::client::mock::bytes::ByteCodec;
 use crate::demo;
+use crate::gguf;
 use crate::hub::{self, Event, HubConfig, Resolved};
 use crate::openai::chat::ChatSetup;
 use crate::openai::codec::Codec;
@@ -50,6 +52,8 @@ start_error_from!(
 /// A model without its weights.
 pub struct OpenModel {
     pub dir: PathBuf,
+    /// The GGUF file it is, if it is one.
+    pub gguf: Option<Arc<GgufModel>>,
     /// Names the API answers to; at least one.
     pub names: Vec<String>,
     /// Where it came from, as given.
@@ -81,6 +85,9 @@ impl OpenModel {
         log: LogFormat,
     ) -> Result<Self, StartError> {
         let (dir, root, name) = locate(args, log)?;
+        if dir.extension().is_some_and(|e| e == "gguf") {
+            return Self::open_gguf(args, template, log, &dir, root, name);
+        }
         let config_dir = match &args.hf_config_path {
             Some(path) => resolve(args, path, None, LoadFormat::Dummy, log)?.dir,
             None => dir.clone(),
@@ -93,7 +100,52 @@ impl OpenModel {
         let chat = chat_setup(&tokenizer_dir, template)?;
         let names =
             if args.served_model_name.is_empty() { vec![name] } else { args.served_model_name.clone() };
-        Ok(OpenModel { dir, names, root, config, generation, codec, chat })
+        Ok(OpenModel { dir, gguf: None, names, root, config, generation, codec, chat })
+    }
+
+    fn open_gguf(
+        args: &EngineArgs,
+        template: TemplateOptions<'_>,
+        log: LogFormat,
+        path: &Path,
+        root: String,
+        name: String,
+    ) -> Result<Self, StartError> {
+        let model = GgufModel::open(path)?;
+        let dir = path.parent().unwrap_or(Path::new(".")).to_owned();
+        let config = match &args.hf_config_path {
+            Some(path) => {
+                let dir = resolve(args, path, None, LoadFormat::Dummy, log)?.dir;
+                ModelConfig::from_dir(&dir, Some(&args.hf_overrides))?
+            }
+            None => {
+                let mut map = model.config()?;
+                engine_core::config::apply_overrides(&mut map, &args.hf_overrides);
+                ModelConfig::from_json(map)?
+            }
+        };
+        let mut generation = generation(args, &dir)?;
+        generation.eos_token_ids.extend(gguf::end_ids(model.metadata()));
+        let (codec, chat): (Arc<dyn Codec>, _) = match &args.tokenizer {
+            Some(_) => {
+                let dir = tokenizer_dir(args, &dir, log)?;
+                (codec(args, &dir, &config)?, chat_setup(&dir, template)?)
+            }
+            None => {
+                let tokenizer = Tokenizer::from_gguf(model.metadata())?;
+                tokenizer.check_fits(config.vocab_size as usize)?;
+                let sources = match template.template {
+                    Some(flag) => TemplateSources::of_flag(flag)?,
+                    None => TemplateSources::of_named(gguf::templates(model.metadata())),
+                };
+                let chat = compiled(&sources, gguf::special_tokens(model.metadata()), template.format)?;
+                (Arc::new(TokenizerCodec::new(Arc::new(tokenizer))), chat)
+            }
+        };
+        let names =
+            if args.served_model_name.is_empty() { vec![name] } else { args.served_model_name.clone() };
+        let gguf = Some(Arc::new(model));
+        Ok(OpenModel { dir: path.to_owned(), gguf, names, root, config, generation, codec, chat })
     }
 
     /// Ids that end an answer: of config.json and of generation_config.json.
@@ -115,12 +167,41 @@ impl OpenModel {
             let dtype = self.config.dtype.unwrap_or(DType::Bf16);
             return Ok(Box::new(DummySource { seed: args.seed, std: self.config.initializer_range, dtype }));
         }
+        if let Some(gguf) = &self.gguf {
+            return Ok(Box::new(gguf.clone()));
+        }
         Ok(Box::new(Checkpoint::open(&self.dir, file_format(args.load_format))?))
     }
 }
 
+/// A directory that holds a GGUF file and no Hugging Face model, or is said to hold one.
+fn is_gguf_directory(args: &EngineArgs, model: &str) -> bool {
+    let dir = Path::new(model);
+    let bare = !dir.join("config.json").is_file() && gguf::file_in(dir, None).is_ok();
+    dir.is_dir() && (args.load_format == LoadFormat::Gguf || (args.load_format == LoadFormat::Auto && bare))
+}
+
 fn locate(args: &EngineArgs, log: LogFormat) -> Result<(PathBuf, String, String), StartError> {
     match &args.model {
+        Some(model) if gguf::is_gguf_path(model) => {
+            let name =
+                Path::new(model).file_stem().map_or(model.clone(), |s| s.to_string_lossy().into_owned());
+            Ok((PathBuf::from(model), model.clone(), name))
+        }
+        Some(model) if let Some((id, quant)) = gguf::repository_and_quant(model) => {
+            let request =
+                hub::Request { model: id, revision: args.revision.as_deref(), format: FileFormat::Gguf };
+            let bar = DownloadBar::new(model, log);
+            let found = |dir: &Path| gguf::file_in(dir, Some(quant)).is_ok();
+            let config = hub_config(args);
+            let resolved =
+                hub::resolve_files(&request, &gguf::globs(quant), &config, &found, &|event| bar.on(event));
+            bar.finish();
+            Ok((gguf::file_in(&resolved?.dir, Some(quant))?, model.clone(), model.clone()))
+        }
+        Some(model) if is_gguf_directory(args, model) => {
+            Ok((gguf::file_in(Path::new(model), None)?, model.clone(), model.clone()))
+        }
         Some(model) => {
             let dir = resolve(args, model, args.revision.as_deref(), args.load_format, log)?.dir;
             Ok((dir, model.clone(), model.clone()))
@@ -144,6 +225,7 @@ fn file_format(format: LoadFormat) -> FileFormat {
         LoadFormat::Auto => FileFormat::Auto,
         LoadFormat::Safetensors => FileFormat::Safetensors,
         LoadFormat::Pt => FileFormat::Pt,
+        LoadFormat::Gguf => FileFormat::Gguf,
         LoadFormat::Dummy => FileFormat::Dummy,
     }
 }
@@ -259,9 +341,19 @@ fn chat_setup(dir: &Path, options: TemplateOptions<'_>) -> Result<Option<ChatSet
     if sources.is_empty() {
         return Ok(None);
     }
-    let special_tokens: Map<String, Value> = special_tokens(dir)?;
-    let templates = ChatTemplates::compile(&sources, &special_tokens)?;
-    let format = match options.format.unwrap_or(ContentFormat::Auto) {
+    compiled(&sources, special_tokens(dir)?, options.format)
+}
+
+fn compiled(
+    sources: &TemplateSources,
+    special_tokens: Map<String, Value>,
+    format: Option<ContentFormat>,
+) -> Result<Option<ChatSetup>, StartError> {
+    if sources.is_empty() {
+        return Ok(None);
+    }
+    let templates = ChatTemplates::compile(sources, &special_tokens)?;
+    let format = match format.unwrap_or(ContentFormat::Auto) {
         ContentFormat::Auto => ContentFormatOption::Auto,
         ContentFormat::String => ContentFormatOption::String,
         ContentFormat::Openai => ContentFormatOption::OpenAi,

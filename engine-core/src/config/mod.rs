@@ -10,5 +10,5 @@ pub mod rope;
 
 pub use fields::{Fields, read_json};
 pub use generation::GenerationConfig;
-pub use model::{HiddenAct, ModelConfig};
+pub use model::{HiddenAct, ModelConfig, apply_overrides};
 pub use rope::{RopeConfig, RopeScaling};

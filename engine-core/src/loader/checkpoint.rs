@@ -19,6 +19,8 @@ pub enum LoadFormat {
     Safetensors,
     /// `pytorch_model.bin` and `.pt`.
     Pt,
+    /// A GGUF file; see `loader::gguf_model`.
+    Gguf,
     /// Random weights of the configuration's shape; no weight file is read.
     Dummy,
 }
@@ -30,7 +32,7 @@ pub enum LoadFormat {
 /// [`Error::Checkpoint`] when there are none, or one is missing.
 pub fn weight_files(dir: &Path, format: LoadFormat) -> Result<Vec<PathBuf>> {
     match format {
-        LoadFormat::Dummy => Ok(Vec::new()),
+        LoadFormat::Dummy | LoadFormat::Gguf => Ok(Vec::new()),
         _ => Ok(index::find(dir, format)?.files),
     }
 }
@@ -51,8 +53,9 @@ impl std::str::FromStr for LoadFormat {
             "auto" => Ok(LoadFormat::Auto),
             "safetensors" => Ok(LoadFormat::Safetensors),
             "pt" => Ok(LoadFormat::Pt),
+            "gguf" => Ok(LoadFormat::Gguf),
             "dummy" => Ok(LoadFormat::Dummy),
-            _ => Err(format!("{name:?}; one of auto, safetensors, pt, dummy is wanted")),
+            _ => Err(format!("{name:?}; one of auto, safetensors, pt, gguf, dummy is wanted")),
         }
     }
 }
@@ -64,8 +67,14 @@ impl Checkpoint {
     /// [`Error::Checkpoint`] naming file and tensor when weights are missing, damaged or contradict their index;
     /// [`Error::Config`] for `Dummy`, which has no files (`source::DummySource` makes its weights).
     pub fn open(dir: &Path, format: LoadFormat) -> Result<Self> {
-        if format == LoadFormat::Dummy {
-            return Err(Error::Config("--load-format dummy reads no weight files".to_owned()));
+        match format {
+            LoadFormat::Dummy => {
+                return Err(Error::Config("--load-format dummy reads no weight files".to_owned()));
+            }
+            LoadFormat::Gguf => {
+                return Err(Error::Config(format!("{}: is no GGUF file", dir.display())));
+            }
+            _ => {}
         }
         let found = index::find(dir, format)?;
         let files = found.files.iter().map(|path| WeightFile::open(path, found.kind));

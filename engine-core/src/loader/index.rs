@@ -62,7 +62,7 @@ pub(super) fn find(dir: &Path, format: LoadFormat) -> Result<Found> {
     let layouts: &[&Layout] = match format {
         LoadFormat::Safetensors => &[&SAFETENSORS],
         LoadFormat::Pt => &[&TORCH],
-        LoadFormat::Auto | LoadFormat::Dummy => &[&SAFETENSORS, &TORCH],
+        LoadFormat::Auto | LoadFormat::Dummy | LoadFormat::Gguf => &[&SAFETENSORS, &TORCH],
     };
     let names = file_names(dir)?;
     for layout in layouts {

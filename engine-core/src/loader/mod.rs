@@ -7,6 +7,8 @@
 pub mod checkpoint;
 pub mod dtype;
 pub mod fill;
+pub mod gguf;
+pub mod gguf_model;
 mod index;
 pub mod mmap;
 mod pickle;

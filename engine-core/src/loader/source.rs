@@ -24,6 +24,16 @@ pub trait WeightSource: Sync {
     fn total_bytes(&self) -> u64;
 }
 
+impl<T: WeightSource + Send + ?Sized> WeightSource for std::sync::Arc<T> {
+    fn part(&self, name: &str, shape: [u64; 2]) -> Result<HostPart> {
+        (**self).part(name, shape)
+    }
+
+    fn total_bytes(&self) -> u64 {
+        (**self).total_bytes()
+    }
+}
+
 impl WeightSource for Checkpoint {
     fn total_bytes(&self) -> u64 {
         Checkpoint::total_bytes(self)

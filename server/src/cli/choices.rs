@@ -41,6 +41,8 @@ choice! {
         Safetensors = "safetensors",
         /// `pytorch_model.bin` and `.pt`, through a reader that runs no pickled code.
         Pt = "pt",
+        /// A GGUF file: weights, configuration and tokenizer.
+        Gguf = "gguf",
         /// Random weights of the config.json's shape.
         Dummy = "dummy",
     }

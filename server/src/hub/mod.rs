@@ -142,6 +142,30 @@ pub fn pull(
     fetch(request, &cache, include, config, on_event)
 }
 
+/// A snapshot with the files that one of `globs` matches: from the cache when `found` is content with it, else after
+/// a download of those files.
+///
+/// # Errors
+/// [`HubError`], which names the model and says what would help.
+pub fn resolve_files(
+    request: &Request<'_>,
+    globs: &[String],
+    config: &HubConfig,
+    found: &dyn Fn(&Path) -> bool,
+    on_event: OnEvent<'_>,
+) -> Result<Resolved> {
+    let cache = repo(request, config)?;
+    let cached = cache.snapshot(request.revision.unwrap_or(DEFAULT_REVISION));
+    if let Some(snapshot) = cached.filter(|s| found(&s.dir)) {
+        return Ok(Resolved { dir: snapshot.dir, origin: Origin::Cache, commit: Some(snapshot.commit) });
+    }
+    if config.offline {
+        let lack = "the file is not in the cache".to_owned();
+        return Err(HubError::Offline { id: request.model.to_owned(), lack, cache: cache.root().to_owned() });
+    }
+    fetch(request, &cache, globs, config, on_event)
+}
+
 /// Branch that is meant when none is named.
 const DEFAULT_REVISION: &str = "main";
 

@@ -48,6 +48,7 @@ impl Selection {
                 match request.format {
                     LoadFormat::Safetensors => "safetensors",
                     LoadFormat::Pt => "pt",
+                    LoadFormat::Gguf => "gguf (name the quantization: org/name:Q4_K_M)",
                     LoadFormat::Auto | LoadFormat::Dummy => "auto",
                 }
             )),
@@ -154,7 +155,7 @@ fn weights(files: &[String], format: LoadFormat) -> Vec<String> {
         &|p| [".bin", ".pt", ".pth"].iter().any(|end| p.ends_with(end)),
     ];
     let choices: Vec<&dyn Fn(&str) -> bool> = match format {
-        LoadFormat::Dummy => Vec::new(),
+        LoadFormat::Dummy | LoadFormat::Gguf => Vec::new(),
         LoadFormat::Safetensors => safetensors.to_vec(),
         LoadFormat::Pt => torch.to_vec(),
         LoadFormat::Auto => safetensors.into_iter().chain(torch).collect(),

@@ -44,6 +44,21 @@ pub struct SentencePiece {
     algorithm: Algorithm,
 }
 
+/// A SentencePiece model as GGUF metadata has it.
+#[derive(Debug)]
+pub struct Gguf {
+    pub unigram: bool,
+    /// By id.
+    pub pieces: Vec<Piece>,
+    pub byte_fallback: bool,
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+    /// The compiled normalization, as the model file has it; empty for none.
+    pub charsmap: Vec<u8>,
+    pub add_dummy_prefix: bool,
+    pub remove_extra_whitespaces: bool,
+}
+
 #[derive(Debug)]
 enum Algorithm {
     Bpe,
@@ -57,7 +72,29 @@ impl SentencePiece {
     /// A sentence that says what is wrong with the file: no protobuf, no pieces, no unknown piece, a model type
     /// that is neither BPE nor unigram.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
-        let model = proto::Model::parse(bytes)?;
+        Self::from_model(proto::Model::parse(bytes)?)
+    }
+
+    /// From what a GGUF file says of such a model.
+    ///
+    /// # Errors
+    /// As [`SentencePiece::from_bytes`].
+    pub fn from_gguf(model: Gguf) -> Result<Self, String> {
+        Self::from_model(proto::Model {
+            pieces: model.pieces,
+            model_type: if model.unigram { ModelType::Unigram } else { ModelType::Bpe },
+            byte_fallback: model.byte_fallback,
+            whitespace_as_suffix: false,
+            bos_piece: model.bos.unwrap_or_else(|| "<s>".to_owned()),
+            eos_piece: model.eos.unwrap_or_else(|| "</s>".to_owned()),
+            charsmap: model.charsmap,
+            add_dummy_prefix: model.add_dummy_prefix,
+            remove_extra_whitespaces: model.remove_extra_whitespaces,
+            escape_whitespaces: true,
+        })
+    }
+
+    fn from_model(model: proto::Model) -> Result<Self, String> {
         let ids = |wanted: fn(&PieceKind) -> bool| {
             let pieces = model.pieces.iter().zip(0_u32..);
             pieces.filter(move |(piece, _)| wanted(&piece.kind)).map(|(piece, id)| (piece.text.as_str(), id))

@@ -9,6 +9,7 @@
 
 mod byte_level;
 mod longest;
+mod gguf;
 mod settings;
 mod split;
 mod table;

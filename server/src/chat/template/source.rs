@@ -46,6 +46,11 @@ impl TemplateSources {
         Ok(Self { by_name })
     }
 
+    /// Templates in hand, by name.
+    pub fn of_named(templates: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self { by_name: templates.into_iter().collect() }
+    }
+
     /// The value of `--chat-template`: a path of a Jinja file, or the template itself on one line.
     ///
     /// # Errors

@@ -130,7 +130,6 @@ pub const LOAD: Group = Group {
             .default("auto")
             .rename_values(&[("hf", "auto")])
             .refuse_values(&[
-                (&["gguf"], "GGUF files are not in this version; use the safetensors of the same model"),
                 (
                     &["bitsandbytes"],
                     "quantized weights are not in this version; leave the flag out for the full weights",

@@ -14,7 +14,7 @@ use super::TokenizerError;
 use super::settings::Settings;
 
 /// How Qwen2 cuts text before merging: like GPT-4, but digits one by one.
-const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Reads the two files; added tokens are left to the caller.
 pub(super) fn load(directory: &Path, settings: &Settings) -> Result<Tokenizer, TokenizerError> {
