@@ -206,6 +206,10 @@ impl Plan {
         if !(same_k && same_order && halves && (gate_up || aligned)) {
             return Ok(None);
         }
+        // A row that is read by itself would have to be put back in order.
+        if parts[0].order.is_some() && w.uses != Uses::Linear {
+            return Ok(None);
+        }
         let order = parts[0].order.take();
         let n = rows.iter().sum();
         let strips = Strips { formats, strips: Vec::new(), order };

@@ -8,6 +8,8 @@ use engine_core::config::{GenerationConfig as GenerationFile, ModelConfig};
 use engine_core::loader::gguf_model::GgufModel;
 use engine_core::loader::source::{DummySource, WeightSource};
 use engine_core::loader::{Checkpoint, LoadFormat as FileFormat};
+use engine_core::quant::at_load::{LoadQuantization, QuantizingSource};
+use engine_core::quant::checkpoint::{Method, QuantizedCheckpoint};
 use serde_json::{Map, Value};
 
 use crate::chat::content::ContentFormatOption;
@@ -163,15 +165,48 @@ impl OpenModel {
     /// # Errors
     /// Missing or damaged weight files, by name.
     pub fn weights(&self, args: &EngineArgs) -> Result<Box<dyn WeightSource>, StartError> {
-        if args.load_format == LoadFormat::Dummy {
-            let dtype = self.config.dtype.unwrap_or(DType::Bf16);
-            return Ok(Box::new(DummySource { seed: args.seed, std: self.config.initializer_range, dtype }));
-        }
+        let asked = args.quantization.as_deref();
         if let Some(gguf) = &self.gguf {
+            if let Some(other) = asked.filter(|name| *name != "gguf") {
+                return Err(StartError::new(format!(
+                    "--quantization {other}: {} is a GGUF file, whose weights are read as they are; leave the flag out",
+                    self.root
+                )));
+            }
             return Ok(Box::new(gguf.clone()));
         }
-        Ok(Box::new(Checkpoint::open(&self.dir, file_format(args.load_format))?))
+        if args.load_format == LoadFormat::Dummy {
+            let dtype = self.config.dtype.unwrap_or(DType::Bf16);
+            let dummy = DummySource { seed: args.seed, std: self.config.initializer_range, dtype };
+            return quantized_at_load(Box::new(dummy), asked);
+        }
+        let method = Method::of(&self.config)?;
+        let checkpoint = Checkpoint::open(&self.dir, file_format(args.load_format))?;
+        match (method, asked) {
+            (None, _) => quantized_at_load(Box::new(checkpoint), asked),
+            (Some(method), Some(other)) if !method.is_named(other) => Err(StartError::new(format!(
+                "--quantization {other}: {} is quantized by {}; leave the flag out",
+                self.root,
+                method.name()
+            ))),
+            (Some(method), _) => Ok(Box::new(QuantizedCheckpoint::new(checkpoint, method))),
+        }
     }
+}
+
+fn quantized_at_load(
+    plain: Box<dyn WeightSource>,
+    asked: Option<&str>,
+) -> Result<Box<dyn WeightSource>, StartError> {
+    let Some(name) = asked else { return Ok(plain) };
+    let to = LoadQuantization::from_name(name).ok_or_else(|| {
+        let known: Vec<&str> = LoadQuantization::ALL.iter().map(|(name, _)| *name).collect();
+        StartError::new(format!(
+            "--quantization {name}: the model's weights are plain; at load they become one of {}",
+            known.join(", ")
+        ))
+    })?;
+    Ok(Box::new(QuantizingSource::new(plain, to)))
 }
 
 /// A directory that holds a GGUF file and no Hugging Face model, or is said to hold one.
@@ -222,7 +257,7 @@ fn tokenizer_dir(args: &EngineArgs, dir: &Path, log: LogFormat) -> Result<PathBu
 
 fn file_format(format: LoadFormat) -> FileFormat {
     match format {
-        LoadFormat::Auto => FileFormat::Auto,
+        LoadFormat::Auto | LoadFormat::BitsAndBytes => FileFormat::Auto,
         LoadFormat::Safetensors => FileFormat::Safetensors,
         LoadFormat::Pt => FileFormat::Pt,
         LoadFormat::Gguf => FileFormat::Gguf,

@@ -47,6 +47,7 @@ impl Server {
         options.log_stats = false;
         options.seed = options.seed.or(Some(args.seed));
         let model = OpenModel {
+            gguf: None,
             dir: "/nowhere".into(),
             names: vec!["null".into()],
             root: "null".into(),

@@ -33,9 +33,9 @@ pub fn embed() -> Vec<Case> {
             super::quantized::formats().into_iter().flat_map(|f| [(f, Uses::Embed), (f, Uses::Both)])
         {
             cases.push(Case::new(OpKind::Embed, format!("{format}, {uses:?}"), dtype, move |rig| {
-                let table = super::quantized::random_part("table", format, 37, 512);
+                let table = super::quantized::random_part("table", format, 40, 512);
                 let table = rig.fused(vec![table], Fuse::One, uses, dtype)?;
-                let ids = rig.ints("ids", &[5], &[36, 0, -1, 17, 16], Read)?;
+                let ids = rig.ints("ids", &[5], &[39, 0, -1, 17, 16], Read)?;
                 let out = rig.blank("out", &[5, 512], dtype)?;
                 rig.step(|s| s.op(&Op::Embed { table: &table, ids, out }))?;
                 rig.output("out", out)

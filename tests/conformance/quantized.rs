@@ -1,26 +1,126 @@
 //! QuantizedMatmul in every weight format: alone, with epilogues, fused parts of different formats.
 
-use engine_core::backend::{Act, Activation, Epilogue, Fuse, HostPart, Op, OpKind, PartData, Uses, Weight};
+use engine_core::backend::{
+    Act, Activation, AuxKind, Epilogue, Fuse, HostAux, HostPart, Op, OpKind, PartData, Uses, Weight,
+};
 use engine_core::loader::HostBytes;
-use engine_core::quant::{GgmlType, WeightFormat};
+use engine_core::quant::{AwqPacking, Bnb4, GgmlType, GptqZeros, ScaleBlock, WeightFormat};
 use engine_core::{DType, Result};
 use half::f16;
 
-use super::data::{below, normal};
+use super::data::{below, encode, normal, word_bytes};
 use super::dense::{Follow, follows};
 use super::rig::Access::Read;
 use super::{Case, FLOATS, Rig};
 
 /// Every quantized format a checkpoint can have.
 pub fn formats() -> Vec<WeightFormat> {
-    GgmlType::ALL.into_iter().map(WeightFormat::Ggml).collect()
+    let mut all: Vec<WeightFormat> = GgmlType::ALL.into_iter().map(WeightFormat::Ggml).collect();
+    let gptq = |bits, group, zeros| WeightFormat::Gptq { bits, group, zeros };
+    all.extend([2, 3, 4, 8].map(|bits| gptq(bits, 64, GptqZeros::LessOne)));
+    all.push(gptq(4, 0, GptqZeros::Plain));
+    all.extend([AwqPacking::Gemm, AwqPacking::Gemv].map(|packing| WeightFormat::Awq { packing, group: 64 }));
+    all.extend([(4, 32), (8, 0)].map(|(bits, group)| WeightFormat::Packed { bits, group }));
+    for element in [DType::F8E4m3, DType::I8] {
+        for (rows, cols) in [(0, 0), (1, 0), (1, 128), (128, 128)] {
+            all.push(WeightFormat::Scaled { element, block: ScaleBlock { rows, cols } });
+        }
+    }
+    all.extend([Bnb4::Nf4, Bnb4::Fp4].map(|kind| WeightFormat::Bnb4 { kind, block: 64 }));
+    all.extend([3, 4].map(|bits| WeightFormat::SqueezeLlm { bits }));
+    all
 }
 
 /// A part of random codes whose numbers are of about unit size over √K.
 pub fn random_part(name: &str, format: WeightFormat, n: usize, k: usize) -> HostPart {
     match format {
         WeightFormat::Ggml(t) => ggml_part(name, t, n, k),
-        other => panic!("no random {other}"),
+        WeightFormat::Dense(d) => panic!("no random {d} here"),
+        _ => packed_part(name, format, n, k),
+    }
+}
+
+/// Random words, and companions of the shapes that the format asks for.
+fn packed_part(name: &str, format: WeightFormat, n: usize, k: usize) -> HostPart {
+    let seed = format!("{name}{format}{n}x{k}");
+    let codes = |count: usize| random_bytes(&format!("{seed}codes"), count);
+    let count = |group: u32| k.div_ceil(if group == 0 { k } else { group as usize });
+    let scale = 1.0 / (k as f32).sqrt();
+    let scales = |[rows, cols]: [usize; 2], size: f32, dtype: DType| HostAux {
+        kind: AuxKind::Scales,
+        data: PartData::Mapped(encode(dtype, &normal(&seed, rows * cols, size * scale)).into()),
+        dtype,
+        shape: [rows as u64, cols as u64],
+    };
+    let zeros = |shape: [usize; 2]| zero_points(&seed, shape);
+    let (mut bytes, aux) = match format {
+        WeightFormat::Gptq { bits, group, .. } => {
+            let (bits, groups) = (usize::from(bits), count(group));
+            let size = 2.0 / (1 << bits) as f32;
+            let mut aux =
+                vec![scales([groups, n], size, DType::F16), zeros([groups, (n * bits).div_ceil(32)])];
+            if bits == 4 && group != 0 {
+                // desc_act: columns belong to groups in no order.
+                let index: Vec<u32> = (0..k).map(|i| ((i * 11 % k) / group as usize) as u32).collect();
+                let data = PartData::Mapped(word_bytes(&index).into());
+                aux.push(HostAux {
+                    kind: AuxKind::GroupIndex,
+                    data,
+                    dtype: DType::I32,
+                    shape: [1, k as u64],
+                });
+            }
+            (codes((k * bits).div_ceil(32) * n * 4), aux)
+        }
+        WeightFormat::Awq { packing: AwqPacking::Gemm, group } => {
+            let groups = count(group);
+            (codes(n * k / 2), vec![scales([groups, n], 0.12, DType::F16), zeros([groups, n / 8])])
+        }
+        WeightFormat::Awq { packing: AwqPacking::Gemv, group } => {
+            let words = count(group).div_ceil(8);
+            let aux = vec![scales([n, 8 * words], 0.12, DType::F16), zeros([n, words])];
+            (codes(n * k / 2), aux)
+        }
+        WeightFormat::Packed { bits, group } => {
+            let (per_word, groups) = (32 / usize::from(bits), count(group));
+            let mut aux = vec![scales([n, groups], 2.0 / (1 << bits) as f32, DType::Bf16)];
+            if bits == 4 {
+                aux.push(zeros([n.div_ceil(per_word), groups]));
+            }
+            (codes(n * k.div_ceil(per_word) * 4), aux)
+        }
+        WeightFormat::Scaled { element, block } => {
+            let rows = if block.rows == 0 { n } else { block.rows as usize };
+            let size = if element == DType::I8 { 0.014 } else { 0.01 };
+            (codes(n * k), vec![scales([n.div_ceil(rows), count(block.cols)], size, DType::F32)])
+        }
+        WeightFormat::Bnb4 { block, .. } => {
+            (codes(n * k / 2), vec![scales([1, (n * k).div_ceil(block as usize)], 1.0, DType::F32)])
+        }
+        WeightFormat::SqueezeLlm { bits } => {
+            let bits = usize::from(bits);
+            (codes((k * bits).div_ceil(32) * n * 4), vec![scales([n, 1 << bits], 1.0, DType::F16)])
+        }
+        _ => panic!("no random {format}"),
+    };
+    if matches!(format, WeightFormat::Scaled { element: DType::F8E4m3, .. }) {
+        // Neither NaN, nor numbers so large that one of them is the whole sum.
+        bytes.iter_mut().for_each(|b| *b &= 0xDF);
+    }
+    let data = PartData::Mapped(HostBytes::from(bytes));
+    HostPart { name: name.to_owned(), data, format, shape: [n as u64, k as u64], aux }
+}
+
+fn random_bytes(seed: &str, count: usize) -> Vec<u8> {
+    below(seed, count, 256).iter().map(|b| *b as u8).collect()
+}
+
+fn zero_points(seed: &str, [rows, cols]: [usize; 2]) -> HostAux {
+    HostAux {
+        kind: AuxKind::Zeros,
+        data: PartData::Mapped(random_bytes(&format!("{seed}zeros"), rows * cols * 4).into()),
+        dtype: DType::I32,
+        shape: [rows as u64, cols as u64],
     }
 }
 
@@ -150,7 +250,9 @@ impl QuantizedCase {
 pub fn quantized_matmul() -> Vec<Case> {
     let mut cases = Vec::new();
     let none = Follow::default();
-    for format in formats() {
+    // SqueezeLLM's tables are loaded as dense numbers: there is no product of codes to run.
+    let coded = |f: &WeightFormat| !matches!(f, WeightFormat::SqueezeLlm { .. });
+    for format in formats().into_iter().filter(coded) {
         for dtype in FLOATS {
             cases.extend(sizes(format).map(|size| QuantizedCase {
                 format,
@@ -189,7 +291,8 @@ pub fn quantized_matmul() -> Vec<Case> {
 fn sizes(format: WeightFormat) -> [[usize; 3]; 4] {
     let block = match format {
         WeightFormat::Ggml(t) => t.block(),
-        _ => 128,
+        // AWQ packs eight outputs a word.
+        _ => return [[1, 48, 64], [2, 40, 320], [5, 8, 128], [29, 72, 448]],
     };
     let small = block.max(64);
     [[1, 48, small], [2, 33, 256 + block.max(32)], [5, 7, small], [29, 70, 256 + block.max(32)]]

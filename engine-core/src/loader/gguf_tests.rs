@@ -1,3 +1,4 @@
+//! GGUF files built field by field: read when right, refused by name when wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 use super::*;
 

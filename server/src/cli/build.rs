@@ -3,7 +3,7 @@
 use super::args::{
     EngineArgs, FrontendArgs, GenerationConfig, JsonMap, LoggingArgs, MaxModelLen, Secret, ServeArgs,
 };
-use super::choices::DtypeName;
+use super::choices::{DtypeName, LoadFormat};
 use super::error::CliError;
 use super::resolve::Resolved;
 
@@ -37,7 +37,7 @@ pub fn engine_args(flags: &mut Resolved) -> Result<EngineArgs, CliError> {
         download_dir: flags.opt_path("download-dir"),
         load_format: flags.choice("load-format"),
         dtype: flags.choice::<DtypeName>("dtype").dtype(),
-        quantization: flags.opt_text("quantization").filter(|method| method != "none"),
+        quantization: quantization(flags),
         max_model_len: max_model_len(flags),
         seed: flags.int("seed"),
         max_logprobs: u32::try_from(flags.int::<i64>("max-logprobs")).ok(),
@@ -75,6 +75,13 @@ pub fn engine_args(flags: &mut Resolved) -> Result<EngineArgs, CliError> {
 /// The arguments of the log.
 pub fn logging_args(flags: &Resolved) -> LoggingArgs {
     LoggingArgs { level: flags.choice("log-level"), format: flags.choice("log-format") }
+}
+
+/// The method asked for; `--load-format bitsandbytes` asks for one too.
+fn quantization(flags: &Resolved) -> Option<String> {
+    let method = flags.opt_text("quantization").filter(|method| method != "none");
+    let format: LoadFormat = flags.choice("load-format");
+    method.or((format == LoadFormat::BitsAndBytes).then(|| "bitsandbytes".to_owned()))
 }
 
 /// A key that may be unset.

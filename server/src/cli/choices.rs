@@ -43,6 +43,8 @@ choice! {
         Pt = "pt",
         /// A GGUF file: weights, configuration and tokenizer.
         Gguf = "gguf",
+        /// The usual files, quantized at load: `--quantization bitsandbytes`.
+        BitsAndBytes = "bitsandbytes",
         /// Random weights of the config.json's shape.
         Dummy = "dummy",
     }

@@ -8,8 +8,8 @@
 //! (absent, a SentencePiece tokenizer adds bos, as Llama's does).
 
 mod byte_level;
-mod longest;
 mod gguf;
+mod longest;
 mod settings;
 mod split;
 mod table;

@@ -5,13 +5,28 @@ use crate::cli::choices::{Choice, DtypeName, LoadFormat, LogprobsMode};
 use crate::cli::flag::{Flag, Group};
 
 const MULTIMODAL: &str = "multimodal models are not in this version";
-const QUANTIZED: &str = "quantized weights are not in this version";
+const QUANTIZED: &str = "--quantization has no further options in this version";
 const SLEEP: &str = "sleep mode is not in this version";
 const POOLING: &str = "pooling models are not in this version";
-const REMOVED_METHODS: (&[&str], &str) = (
-    &["aqlm", "deepspeedfp", "marlin", "gptq_marlin_24", "qqq", "hqq", "ipex", "tpu_int8", "bitblas"],
-    "no engine of today reads this format well; use a checkpoint of the same model in GPTQ, AWQ, FP8 or GGUF",
-);
+/// Methods that engines have dropped, with what reads such a checkpoint today.
+const REMOVED_METHODS: &[(&[&str], &str)] = &[
+    (
+        &["aqlm"],
+        "Hugging Face transformers with the aqlm package reads it; here, a GGUF file of the same model",
+    ),
+    (
+        &["hqq"],
+        "Hugging Face transformers with the hqq package reads it; here, a GPTQ or GGUF one of the model",
+    ),
+    (&["deepspeedfp"], "DeepSpeed reads it; here, the plain checkpoint with --quantization fp8"),
+    (
+        &["marlin", "gptq_marlin_24"],
+        "only the releases of vLLM that had it read this layout; here, a GPTQ checkpoint of the same model",
+    ),
+    (&["qqq", "bitblas"], "GPTQModel reads it; here, a GPTQ checkpoint of the same model"),
+    (&["ipex"], "it read GPTQ and AWQ checkpoints, which are read here without the flag"),
+    (&["tpu_int8"], "it quantized at load, which --quantization int8 does here"),
+];
 
 /// The model and how its text and numbers are treated.
 pub const MODEL: Group = Group {
@@ -63,8 +78,7 @@ pub const MODEL: Group = Group {
         Flag::text("quantization", "Method of quantized weights")
             .alias(&["-q"])
             .unset("from the checkpoint")
-            .refuse_values(&[REMOVED_METHODS])
-            .neutral(&["none"], QUANTIZED),
+            .refuse_values(REMOVED_METHODS),
         Flag::json("quantization-config", "How to quantize at load").unset("none").later(QUANTIZED),
         Flag::switch("allow-deprecated-quantization", "Accept deprecated methods")
             .note("no method here is deprecated"),
@@ -129,27 +143,21 @@ pub const LOAD: Group = Group {
         Flag::choice("load-format", LoadFormat::NAMES, "Format of the weight files; dummy makes random ones")
             .default("auto")
             .rename_values(&[("hf", "auto")])
-            .refuse_values(&[
-                (
-                    &["bitsandbytes"],
-                    "quantized weights are not in this version; leave the flag out for the full weights",
-                ),
-                (
-                    &[
-                        "npcache",
-                        "tensorizer",
-                        "mistral",
-                        "sharded_state",
-                        "runai_streamer",
-                        "runai_streamer_sharded",
-                        "fastsafetensors",
-                        "instanttensor",
-                        "modelexpress",
-                        "ipc_cache",
-                    ],
-                    "Pallium reads no such files; use auto, which reads safetensors in parallel",
-                ),
-            ]),
+            .refuse_values(&[(
+                &[
+                    "npcache",
+                    "tensorizer",
+                    "mistral",
+                    "sharded_state",
+                    "runai_streamer",
+                    "runai_streamer_sharded",
+                    "fastsafetensors",
+                    "instanttensor",
+                    "modelexpress",
+                    "ipc_cache",
+                ],
+                "Pallium reads no such files; use auto, which reads safetensors in parallel",
+            )]),
         Flag::path("download-dir", "Directory for downloads").unset("the hub's cache"),
         Flag::text("safetensors-load-strategy", "How safetensors are read")
             .note("files are mapped and read in parallel"),
