@@ -95,7 +95,11 @@ impl QuantizedMatmul {
     }
 
     fn cut(&self) -> Cut {
-        let most = if matches!(self.gemm.path, SimdPath::Avx512 | SimdPath::Avx512Bf16 | SimdPath::Amx) { 12 } else { 6 };
+        let most = if matches!(self.gemm.path, SimdPath::Avx512 | SimdPath::Avx512Bf16 | SimdPath::Amx) {
+            12
+        } else {
+            6
+        };
         let rows = self.gemm.x.rows().max(1);
         let even = rows.div_ceil(rows.div_ceil(most));
         let tile = ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most);
