@@ -21,7 +21,7 @@ const BLOCK_STEPS: usize = 16;
 /// Bytes of activations meant to stay in the second-level cache.
 const SLAB_BYTES: usize = 512 << 10;
 /// How far ahead of a streamed panel memory is asked for.
-const AHEAD: usize = 16384;
+const AHEAD: usize = 4096;
 /// Cache lines of a panel that a tile step reads.
 const STEP_LINES: usize = PANEL_STEP_BYTES / 64;
 

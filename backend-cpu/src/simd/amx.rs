@@ -219,7 +219,8 @@ pub(crate) unsafe fn multiply_16(r: &Run) {
 }
 
 /// 16 rows (`r.a[0]`) times the panel and the one `next_panel` bytes on, whose sums follow the first's 16 rows. Both
-/// are prefetched: `r.ahead` counts for the first, and two streams draw more from memory than one.
+/// are prefetched, into the first-level cache: `r.ahead` counts for the first, and two streams draw more from memory
+/// than one.
 ///
 /// # Safety
 /// As of [`multiply_32`].
@@ -242,8 +243,8 @@ pub(crate) unsafe fn multiply_16x2(r: &Run, next_panel: usize) {
             "3:",
             "mov {line:e}, 32",
             "4:",
-            "prefetcht1 [{ahead}]",
-            "prefetcht1 [{ahead} + {next}]",
+            "prefetcht0 [{ahead}]",
+            "prefetcht0 [{ahead} + {next}]",
             "add {ahead}, 64",
             "dec {line:e}",
             "jnz 4b",
