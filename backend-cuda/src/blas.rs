@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::cublaslt::sys as lt;
 use engine_core::{DType, Error, Result};
 
+use super::driver::{Queue, Timestamp};
 use super::gpu::Gpu;
 use super::mem::Region;
 
@@ -13,6 +14,12 @@ use super::mem::Region;
 pub const WORKSPACE_BYTES: u64 = 32 << 20;
 /// Shapes whose choice of kernel is remembered.
 const MOST_SHAPES: usize = 4_096;
+/// Kernels the heuristic may propose for a shape.
+const CANDIDATES: usize = 8;
+/// Rows up to which the proposals are timed once: decode steps, whose shapes are few and come again and again.
+const TIMED_ROWS: u32 = 256;
+/// The oldest driver that measures time the way these bindings ask it to.
+const TIMING_DRIVER: i32 = 12_080;
 
 /// out [T, N] = x [T, K] · w [N, K]ᵀ + beta · out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +39,12 @@ pub enum Float {
     F32,
     F16,
     Bf16,
+}
+
+impl Product {
+    fn out_bytes(&self) -> u64 {
+        u64::from(self.rows) * self.out_stride * if self.out == Float::F32 { 4 } else { 2 }
+    }
 }
 
 impl Float {
@@ -68,6 +81,9 @@ pub struct Blas {
     handle: lt::cublasLtHandle_t,
     workspace: Arc<Region>,
     chosen: HashMap<Product, Choice>,
+    gpu: Arc<Gpu>,
+    /// Opened by the first shape that is timed.
+    bench: Option<Bench>,
 }
 
 // SAFETY: the handle is used by one thread at a time (the stream that owns it).
@@ -100,7 +116,7 @@ impl Blas {
         // SAFETY: a context is current; the handle is written on success.
         check("cublasLtCreate", unsafe { lt::cublasLtCreate(&mut handle) })?;
         let workspace = Region::new(gpu, WORKSPACE_BYTES, "cuBLASLt workspace")?;
-        Ok(Some(Blas { handle, workspace, chosen: HashMap::new() }))
+        Ok(Some(Blas { handle, workspace, chosen: HashMap::new(), gpu: gpu.clone(), bench: None }))
     }
 
     /// Enqueues a product.
@@ -109,10 +125,21 @@ impl Blas {
             if self.chosen.len() >= MOST_SHAPES {
                 self.forget();
             }
-            let choice = self.choose(&p)?;
+            let choice = self.choose(&p, &o)?;
             self.chosen.insert(p, choice);
         }
-        let c = &self.chosen[&p];
+        let choice = &self.chosen[&p];
+        self.launch(queue, choice, &choice.algo, o, &self.workspace)
+    }
+
+    fn launch(
+        &self,
+        queue: lt::cudaStream_t,
+        c: &Choice,
+        algo: &lt::cublasLtMatmulAlgo_t,
+        o: Operands,
+        workspace: &Region,
+    ) -> Result<()> {
         let alpha = 1.0f32;
         // SAFETY: descriptors of this shape; addresses checked against their allocations by the caller; scalars are on
         // the host and read before the call returns.
@@ -130,8 +157,8 @@ impl Blas {
                 c.out,
                 o.out as *mut _,
                 c.out,
-                &c.algo,
-                self.workspace.address() as *mut _,
+                algo,
+                workspace.address() as *mut _,
                 WORKSPACE_BYTES as usize,
                 queue,
             )
@@ -144,7 +171,7 @@ impl Blas {
         &self.workspace
     }
 
-    fn choose(&self, p: &Product) -> Result<Choice> {
+    fn choose(&mut self, p: &Product, o: &Operands) -> Result<Choice> {
         let layout = |dtype: Float, rows: u32, cols: u32, stride: u64| {
             let mut made = std::ptr::null_mut();
             // SAFETY: the handle is written on success.
@@ -164,8 +191,37 @@ impl Blas {
         let x = layout(p.dtype, p.k, p.rows, p.x_stride)?;
         let out = layout(p.out, p.n, p.rows, p.out_stride)?;
         let operation = operation()?;
-        let algo = self.heuristic(operation, [w, x, out], p)?;
-        Ok(Choice { operation, w, x, out, algo })
+        let mut candidates = self.heuristic(operation, [w, x, out], p)?;
+        let mut choice = Choice { operation, w, x, out, algo: candidates[0] };
+        let timed = p.rows <= TIMED_ROWS && self.gpu.driver >= TIMING_DRIVER;
+        if timed && candidates.len() > 1 && p.out_bytes() <= FLUSH_BYTES {
+            choice.algo = candidates.swap_remove(self.fastest(&choice, &candidates, o)?);
+        }
+        Ok(choice)
+    }
+
+    /// The candidate that is fastest with cold caches, on a queue of its own: this one may be capturing.
+    fn fastest(
+        &mut self,
+        c: &Choice,
+        candidates: &[lt::cublasLtMatmulAlgo_t],
+        o: &Operands,
+    ) -> Result<usize> {
+        if self.bench.is_none() {
+            self.bench = Some(Bench::new(&self.gpu)?);
+        }
+        let Some(bench) = &self.bench else { return Ok(0) };
+        let out = bench.flush.address();
+        let o = Operands { c: out, out, beta: 0.0, ..*o };
+        let mut best = vec![f32::INFINITY; candidates.len()];
+        for _ in 0..TIMED_ROUNDS {
+            for (algo, best) in candidates.iter().zip(&mut best) {
+                let queue = bench.queue.0.cast();
+                let ms = bench.time(|| self.launch(queue, c, algo, o, &bench.workspace))?;
+                *best = best.min(ms);
+            }
+        }
+        Ok((0..best.len()).min_by(|a, b| best[*a].total_cmp(&best[*b])).unwrap_or(0))
     }
 
     fn heuristic(
@@ -173,12 +229,12 @@ impl Blas {
         operation: lt::cublasLtMatmulDesc_t,
         [w, x, out]: [lt::cublasLtMatrixLayout_t; 3],
         p: &Product,
-    ) -> Result<lt::cublasLtMatmulAlgo_t> {
+    ) -> Result<Vec<lt::cublasLtMatmulAlgo_t>> {
         let mut preference = std::ptr::null_mut();
         // SAFETY: plain integers; zero bits are a value.
-        let mut best: lt::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
+        let mut best: [lt::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
         let mut found = 0;
-        // SAFETY: live descriptors; room for one result.
+        // SAFETY: live descriptors; room for the results asked for.
         unsafe {
             check("cublasLtMatmulPreferenceCreate", lt::cublasLtMatmulPreferenceCreate(&mut preference))?;
             let bytes = WORKSPACE_BYTES as usize;
@@ -199,8 +255,8 @@ impl Blas {
                 out,
                 out,
                 preference,
-                1,
-                &mut best,
+                CANDIDATES as i32,
+                best.as_mut_ptr(),
                 &mut found,
             );
             let _ = lt::cublasLtMatmulPreferenceDestroy(preference);
@@ -212,7 +268,7 @@ impl Blas {
                 reason: format!("cuBLASLt has no kernel for {p:?}"),
             });
         }
-        Ok(best.algo)
+        Ok(best[..found as usize].iter().map(|b| b.algo).collect())
     }
 
     fn forget(&mut self) {
@@ -225,6 +281,42 @@ impl Blas {
                 }
             }
         }
+    }
+}
+
+/// What timing takes: a queue and a workspace that no step uses, and memory that is written between two runs so that
+/// weights come from memory as they do in a step; results land there too.
+struct Bench {
+    queue: Queue,
+    workspace: Arc<Region>,
+    flush: Arc<Region>,
+    begin: Timestamp,
+    end: Timestamp,
+}
+
+/// More than any device's last-level cache.
+const FLUSH_BYTES: u64 = 160 << 20;
+/// Runs of each candidate.
+const TIMED_ROUNDS: usize = 4;
+
+impl Bench {
+    fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+        Ok(Bench {
+            queue: Queue::new()?,
+            workspace: Region::new(gpu, WORKSPACE_BYTES, "timing of products")?,
+            flush: Region::new(gpu, FLUSH_BYTES, "timing of products")?,
+            begin: Timestamp::new()?,
+            end: Timestamp::new()?,
+        })
+    }
+
+    /// Milliseconds of what `run` enqueues.
+    fn time(&self, run: impl FnOnce() -> Result<()>) -> Result<f32> {
+        self.queue.fill(self.flush.address(), FLUSH_BYTES)?;
+        self.begin.record(self.queue.0)?;
+        run()?;
+        self.end.record(self.queue.0)?;
+        self.end.since(&self.begin)
     }
 }
 

@@ -62,12 +62,39 @@ pub struct CudaPool {
     /// Stretches a page is made of (layers, or 1 where it is contiguous) and the bytes of each.
     pub stretches: (u32, u64),
     pub specs: Vec<KvGroupSpec>,
+    pub bytes: u64,
+    /// Tensor maps by head size.
+    maps: Mutex<Vec<(u32, [u64; 16])>>,
 }
 
 impl CudaPool {
     /// Bytes of one page of one layer of a group.
     pub fn layer_bytes(spec: &KvGroupSpec) -> u64 {
         spec.page_bytes() / u64::from(spec.layers.max(1))
+    }
+    /// The tensor map of the pool as rows of `dim` 16-bit elements: what the prefill kernels of sm_90a copy boxes of.
+    ///
+    /// # Errors
+    /// From the driver.
+    ///
+    /// # Panics
+    /// If layers, pages or values do not start at whole rows: pools of one head size have no others.
+    pub fn head_rows(&self, dim: u32) -> Result<[u64; 16]> {
+        let row_bytes = u64::from(dim) * 2;
+        assert!(
+            self.layer_stride.is_multiple_of(row_bytes) && self.page_stride.is_multiple_of(row_bytes),
+            "pages of {} bytes are no whole rows of {row_bytes}",
+            self.page_stride
+        );
+        let mut maps = super::mem::lock(&self.maps);
+        if let Some((_, map)) = maps.iter().find(|m| m.0 == dim) {
+            return Ok(*map);
+        }
+        let rows = self.bytes / row_bytes;
+        let map =
+            super::driver::tensor_map(self.region.address(), [dim.into(), rows], [64, params::HOPPER_BOX])?;
+        maps.push((dim, map));
+        Ok(map)
     }
     /// Address of page 0 of a layer.
     pub fn layer(&self, kv: &KvLayer) -> u64 {
@@ -184,8 +211,15 @@ impl Backend for CudaBackend {
             if even { (layer_bytes * u64::from(pages), layer_bytes) } else { (layer_bytes, page_bytes) };
         let region = Region::new(&self.shared.gpu, page_bytes * u64::from(pages), "the KV cache")?;
         let stretches = if even { (layers, layer_bytes) } else { (1, page_bytes) };
-        let pool =
-            Arc::new(CudaPool { region, layer_stride, page_stride, stretches, specs: groups.to_vec() });
+        let pool = Arc::new(CudaPool {
+            region,
+            layer_stride,
+            page_stride,
+            stretches,
+            specs: groups.to_vec(),
+            bytes: page_bytes * u64::from(pages),
+            maps: Mutex::default(),
+        });
         let layers_of = |(g, spec): (usize, &KvGroupSpec)| {
             (0..spec.layers).map(|layer| KvLayer::new(g as u32, layer, pool.clone())).collect()
         };

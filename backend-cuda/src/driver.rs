@@ -27,6 +27,38 @@ pub fn describe(code: sys::CUresult) -> String {
     format!("{} ({code:?})", text.to_string_lossy())
 }
 
+/// A tensor map of a [rows, columns] array of 16-bit elements at `address`, for copies of boxes of
+/// [columns, rows] = `part` with the 128-byte swizzle. `size` is [columns, rows].
+///
+/// # Errors
+/// From the driver.
+pub fn tensor_map(address: u64, size: [u64; 2], part: [u32; 2]) -> Result<[u64; 16]> {
+    #[repr(C, align(64))]
+    struct Aligned([u64; 16]);
+    let mut map = Aligned([0; 16]);
+    let (stride, step) = ([size[0] * 2], [1, 1]);
+    // SAFETY: the map is as large and aligned as the driver wants it; the arrays have the two (one) entries it reads.
+    let code = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            std::ptr::from_mut(&mut map).cast(),
+            // Elements are only moved: bits of bfloat16 serve for float16 too.
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            address as *mut c_void,
+            size.as_ptr(),
+            stride.as_ptr(),
+            part.as_ptr(),
+            step.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    check("tensor map", code)?;
+    Ok(map.0)
+}
+
 /// An event that waits by sleeping.
 pub struct Event(pub sys::CUevent);
 
@@ -69,6 +101,43 @@ impl Drop for Event {
     }
 }
 
+/// A point in time on the device.
+pub struct Timestamp(sys::CUevent);
+
+// SAFETY: driver handles may be used from any thread.
+unsafe impl Send for Timestamp {}
+
+impl Timestamp {
+    /// Not reached yet.
+    pub fn new() -> Result<Self> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: a context is current; the handle is written on success.
+        check("event", unsafe { sys::cuEventCreate(&mut event, 0) })?;
+        Ok(Timestamp(event))
+    }
+    /// Is reached when all that `stream` has been given is done.
+    pub fn record(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: both handles are live.
+        check("event record", unsafe { sys::cuEventRecord(self.0, stream) })
+    }
+    /// Waits for it; milliseconds since `earlier`.
+    pub fn since(&self, earlier: &Timestamp) -> Result<f32> {
+        let mut ms = 0.0;
+        // SAFETY: both handles are live and have been recorded.
+        check("timing", unsafe { sys::cuEventSynchronize(self.0) })?;
+        // SAFETY: as above; writes a number.
+        check("timing", unsafe { sys::cuEventElapsedTime_v2(&mut ms, earlier.0, self.0) })?;
+        Ok(ms)
+    }
+}
+
+impl Drop for Timestamp {
+    fn drop(&mut self) {
+        // SAFETY: the handle is ours and not used again.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
+    }
+}
+
 /// An in-order queue.
 pub struct Queue(pub sys::CUstream);
 
@@ -83,6 +152,11 @@ impl Queue {
         // SAFETY: a context is current; the handle is written on success.
         check("stream", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         Ok(Queue(stream))
+    }
+    /// Zeroes `bytes` at `at`.
+    pub fn fill(&self, at: u64, bytes: u64) -> Result<()> {
+        // SAFETY: an allocation of the caller's that is at least as long.
+        check("fill", unsafe { sys::cuMemsetD8Async(at, 0, bytes as usize, self.0) })
     }
     /// Waits until it is empty.
     pub fn synchronize(&self, what: &str) -> Result<()> {

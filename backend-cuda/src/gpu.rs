@@ -25,6 +25,8 @@ pub struct Gpu {
     pub capability: (i32, i32),
     /// Multiprocessors.
     pub units: u32,
+    /// CUDA version of the driver: 1000 · major + 10 · minor.
+    pub driver: i32,
 }
 
 // SAFETY: driver handles may be used from any thread that has made the context current; `bind` does.
@@ -76,7 +78,7 @@ impl Gpu {
         check("context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
         let units =
             attribute(device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
-        let mut gpu = Gpu { context, device, functions: HashMap::new(), name, capability, units };
+        let mut gpu = Gpu { context, device, functions: HashMap::new(), name, capability, units, driver };
         gpu.bind()?;
         gpu.load()?;
         Ok(gpu)
@@ -105,6 +107,11 @@ impl Gpu {
     /// Whether kernels may start before the one ahead has ended (sm_90 on).
     pub fn overlaps(&self) -> bool {
         self.capability.0 >= 9
+    }
+
+    /// Whether the images for this device have a kernel.
+    pub fn has(&self, name: &str) -> bool {
+        self.functions.contains_key(name)
     }
 
     /// Blocks of a kernel that fit on one multiprocessor.
@@ -213,10 +220,24 @@ impl Gpu {
                 check(name, sys::cuFuncGetName(&mut text, function))?;
                 std::ffi::CStr::from_ptr(text).to_str().unwrap_or_default()
             };
+            if !name.starts_with(READS_THROUGH_L1) {
+                prefer_shared(name, function)?;
+            }
             self.functions.insert(name, function);
         }
         Ok(())
     }
+}
+
+/// Kernels that read one operand again and again through the first-level cache.
+const READS_THROUGH_L1: &str = "stream_gemm";
+
+/// Asks for the largest share of on-chip memory as shared memory. A multiprocessor must run empty before its share
+/// changes: kernels that follow each other in a step overlap only when all of them want the same.
+fn prefer_shared(name: &str, function: sys::CUfunction) -> Result<()> {
+    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+    // SAFETY: a loaded function.
+    check(name, unsafe { sys::cuFuncSetAttribute(function, attribute, 100) })
 }
 
 impl Drop for Gpu {

@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use engine_core::backend::{AttnSpec, BatchMeta, Invariance, Mask, Phase, StepCaps};
 use engine_core::{DType, Result};
-use kernels::params::{DECODE_KEYS, DECODE_WARPS, PREFILL_QUERIES};
+use kernels::params::{
+    DECODE_APART, DECODE_KEYS, DECODE_WARPS, HOPPER_BOX, HOPPER_KEYS, HOPPER_QUERIES, HOPPER_STAGES,
+    PREFILL_QUERIES,
+};
 
 use super::gpu::Gpu;
 use super::mem::Region;
@@ -33,6 +36,8 @@ pub struct CudaPlan {
     pub arrivals: Arc<Region>,
     pub max_items: u32,
     pub max_tiles: u32,
+    /// Queries of a prefill tile.
+    pub tile_tokens: u32,
     pub fixed_chunk: u32,
     pub target_items: u32,
     pub state: Mutex<State>,
@@ -43,8 +48,15 @@ pub struct Fast {
     pub decode: String,
     pub decode_shared_bytes: u32,
     pub decode_blocks: u32,
-    pub prefill: String,
-    pub prefill_shared_bytes: u32,
+    pub prefill: Prefill,
+}
+
+/// Which kernel takes prompts.
+pub enum Prefill {
+    /// Plain mma.
+    Tiles { name: String, shared_bytes: u32 },
+    /// Tensor copies and warpgroup products (sm_90a).
+    Hopper { name: String, shared_bytes: u32 },
 }
 
 /// What the host said last, and what the device plan is bound to.
@@ -94,7 +106,11 @@ impl CudaPlan {
         };
         let (max_items, with_parts) =
             if fast.is_some() { (max_items, u64::from(max_items)) } else { (tokens, 0) };
-        let max_tiles = caps.tokens.max(caps.rows).div_ceil(PREFILL_QUERIES) + caps.rows;
+        let tile_tokens = match fast.as_ref().map(|f| &f.prefill) {
+            Some(Prefill::Hopper { .. }) => HOPPER_QUERIES,
+            _ => PREFILL_QUERIES,
+        };
+        let max_tiles = caps.tokens.max(caps.rows).div_ceil(tile_tokens) + caps.rows;
         let heads = u64::from(spec.q_heads);
         let memory = |bytes: u64| Region::new(gpu, bytes, "attention plan");
         Ok(CudaPlan {
@@ -106,6 +122,7 @@ impl CudaPlan {
             fast,
             max_items,
             max_tiles,
+            tile_tokens,
             fixed_chunk,
             target_items,
             state: Mutex::default(),
@@ -114,14 +131,14 @@ impl CudaPlan {
 }
 
 impl HostMeta {
-    /// From the rows of a step.
-    pub fn of(batch: &BatchMeta<'_>) -> Self {
+    /// From the rows of a step and the queries of a prefill tile.
+    pub fn of(batch: &BatchMeta<'_>, tile_tokens: u32) -> Self {
         let generated = batch.rows.iter().take_while(|r| r.phase == Phase::Generated).count();
         let prompts = &batch.rows[generated..];
         HostMeta {
             rows: batch.rows.len() as u32,
             generated: generated as u32,
-            tiles: prompts.iter().map(|r| r.q_len.div_ceil(PREFILL_QUERIES)).sum(),
+            tiles: prompts.iter().map(|r| r.q_len.div_ceil(tile_tokens)).sum(),
         }
     }
 }
@@ -144,14 +161,31 @@ impl Fast {
             256 => 2,
             _ => 3,
         };
-        let (decode, prefill) = (format!("decode_{name}_{d}"), format!("prefill_{name}_{d}"));
-        let decode_shared_bytes = DECODE_WARPS * stages * 2 * DECODE_KEYS * (d + 8) * 2;
-        let prefill_shared_bytes = 2 * 2 * 64 * (d + 8) * 2;
+        let decode = format!("decode_{name}_{d}");
+        let group = spec.q_heads / spec.kv_heads;
+        let joined_bytes = if group <= DECODE_APART { DECODE_WARPS * group * d * 4 } else { 0 };
+        let decode_shared_bytes = DECODE_WARPS * stages * 2 * DECODE_KEYS * (d + 8) * 2 + joined_bytes;
         gpu.allow_shared(&decode, decode_shared_bytes)?;
-        gpu.allow_shared(&prefill, prefill_shared_bytes)?;
         let per_unit = gpu.occupancy(&decode, DECODE_WARPS * 32, decode_shared_bytes)?;
         let decode_blocks = per_unit * gpu.units;
-        Ok(Some(Fast { decode, decode_shared_bytes, decode_blocks, prefill, prefill_shared_bytes }))
+        let prefill = Prefill::of(gpu, name, spec)?;
+        Ok(Some(Fast { decode, decode_shared_bytes, decode_blocks, prefill }))
+    }
+}
+
+impl Prefill {
+    fn of(gpu: &Gpu, name: &str, spec: &AttnSpec) -> Result<Self> {
+        let d = spec.k_dim;
+        let hopper = format!("prefill_hopper_{name}_{d}");
+        if gpu.has(&hopper) && spec.page_tokens.is_multiple_of(HOPPER_BOX) {
+            // Stages of keys and of values, barriers, and what aligning takes.
+            let shared_bytes = 2 * HOPPER_STAGES * HOPPER_KEYS * d * 2 + 2_048;
+            gpu.allow_shared(&hopper, shared_bytes)?;
+            return Ok(Prefill::Hopper { name: hopper, shared_bytes });
+        }
+        let (name, shared_bytes) = (format!("prefill_{name}_{d}"), 2 * 2 * 64 * (d + 8) * 2);
+        gpu.allow_shared(&name, shared_bytes)?;
+        Ok(Prefill::Tiles { name, shared_bytes })
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, Weak};
 
 use cudarc::driver::sys;
 use engine_core::backend::{
-    AttnPlan, BatchMeta, CaptureLevel, Control, Graph, HostSlot, HostWeight, Invariance, KvLayer, Mark, Op,
-    Pending, QueueKind, StepCaps, Stream, Ticket, Weight, compose,
+    Act, AttnPlan, BatchMeta, CaptureLevel, Control, Graph, HostSlot, HostWeight, Invariance, KvLayer, Mark,
+    Op, Pending, QueueKind, StepCaps, Stream, Ticket, Weight, compose,
 };
 use engine_core::{DType, Error, Result, Tensor};
 
@@ -329,7 +329,8 @@ impl Stream for CudaStream {
         self.control.clone()
     }
     fn plan(&mut self, p: &AttnPlan, b: &BatchMeta<'_>, _: &mut [u8]) -> Result<()> {
-        lock(&p.inner::<CudaPlan>().state).meta = HostMeta::of(b);
+        let p = p.inner::<CudaPlan>();
+        lock(&p.state).meta = HostMeta::of(b, p.tile_tokens);
         Ok(())
     }
     fn write_weight(&mut self, w: &Weight, _: u32, _: &HostWeight) -> Result<()> {
@@ -348,10 +349,12 @@ impl Stream for CudaStream {
     }
     fn op(&mut self, op: &Op<'_>) -> Result<()> {
         self.shared.gpu.bind()?;
-        if matches!(op, Op::NormLinear { .. } | Op::AttendNew { .. }) {
-            return compose::lower(self, op);
-        }
         *lock(&self.control.last_op) = op.kind().name();
+        if let Op::NormLinear { x, residual: None, norm, eps, w, e, out: Act { plain: Some(out), .. } } = *op
+            && self.norm_gemm(x, (norm, eps), w, &e, out).map_err(|e| self.fault(e))?.is_some()
+        {
+            return Ok(());
+        }
         match self.enqueue(op) {
             Some(done) => done.map_err(|e| self.fault(e)),
             None => compose::lower(self, op),

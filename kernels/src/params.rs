@@ -35,10 +35,17 @@ pub mod elementwise {
 
 /// Query tokens a block of the prefill kernels takes.
 pub const PREFILL_QUERIES: u32 = 64;
+/// The same on sm_90a; its key tiles, their stages, and the tokens of one copy: pages must be whole multiples.
+pub const HOPPER_QUERIES: u32 = 128;
+pub const HOPPER_KEYS: u32 = 128;
+pub const HOPPER_STAGES: u32 = 2;
+pub const HOPPER_BOX: u32 = 16;
 /// Keys a tile of the decode kernels has; pages must be whole multiples.
 pub const DECODE_KEYS: u32 = 16;
 /// Warps of a decode block.
 pub const DECODE_WARPS: u32 = 4;
+/// Heads of a KV group up to which the parts of a decode block have shared memory of their own.
+pub const DECODE_APART: u32 = 4;
 /// Ids of a slot's ring of generated ids.
 pub const HISTORY: u32 = 16_384;
 
@@ -112,12 +119,12 @@ params! {
         dtype: i32, kv_dtype: i32, interleaved: i32, eps: f32,
     }
     /// The matrix product kernels and their epilogue.
-    Gemm[128] {
+    Gemm[144] {
         x: u64, w: u64, out: u64, bias: u64, add: u64, residual: u64,
         x_stride: u64, out_stride: u64, add_stride: u64, residual_stride: u64,
         rows: u32, n: u32, k: u32, out_cols: u32,
         x_dtype: i32, w_dtype: i32, out_dtype: i32, add_dtype: i32, residual_dtype: i32, act: i32,
-        scale: f32, interleaved: u32,
+        scale: f32, interleaved: u32, norm: u64, eps: f32, slices: u32,
     }
     /// The attention kernels.
     Attn[240] {
@@ -154,3 +161,14 @@ params! {
         row_offset: u32, pad: u32,
     }
 }
+
+/// The prefill kernels of sm_90a: a tensor map of the KV pool as rows of a head, where the pool starts, and the rest.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct HopperAttn {
+    pub map: [u64; 16],
+    pub pool: u64,
+    pub attn: Attn,
+}
+const _: () = assert!(size_of::<HopperAttn>() == 384);

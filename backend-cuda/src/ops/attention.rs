@@ -7,8 +7,11 @@ use kernels::params::{self, DECODE_WARPS};
 use super::{code, rows};
 use crate::device::CudaPool;
 use crate::mem::lock;
-use crate::plan::{Bound, CudaPlan, window};
+use crate::plan::{Bound, CudaPlan, Prefill, window};
 use crate::stream::CudaStream;
+
+/// Threads of the prefill kernels of sm_90a: one warpgroup copies, two multiply.
+const HOPPER_THREADS: u32 = 384;
 
 impl CudaStream {
     pub(super) fn rope_kv_write(
@@ -52,8 +55,12 @@ impl CudaStream {
             eps: norms.map_or(0.0, |n| n.2),
         };
         let heads = params.q_heads + 2 * params.kv_heads;
-        let warps = if q.shape()[1] <= 16 { 4 } else { 8 };
-        self.launch("rope_kv_write", [q.shape()[1], heads.div_ceil(warps), 1], warps * 32, 0, &params)
+        // Few tokens: a warp for each head; many: warps that take several.
+        let (warps, blocks) = match q.shape()[1] {
+            0..=256 => (4, heads.div_ceil(4)),
+            _ => (8, 1),
+        };
+        self.launch("rope_kv_write", [q.shape()[1], blocks, 1], warps * 32, 0, &params)
     }
 
     pub(super) fn attention(
@@ -90,8 +97,23 @@ impl CudaStream {
             let grid = [fast.decode_blocks.min(most), 1, 1];
             self.launch(&fast.decode, grid, DECODE_WARPS * 32, fast.decode_shared_bytes, &params)?;
         }
-        let grid = [bound.tiles, params.q_heads, 1];
-        self.launch(&fast.prefill, grid, 128, fast.prefill_shared_bytes, &params)
+        match &fast.prefill {
+            Prefill::Tiles { name, shared_bytes } => {
+                let grid = [bound.tiles, params.q_heads, 1];
+                self.launch(name, grid, 128, *shared_bytes, &params)
+            }
+            Prefill::Hopper { name, shared_bytes } => {
+                let Kv::Paged(layer) = kv else { panic!("no plan of paged rows for fresh keys") };
+                let pool = layer.inner::<CudaPool>();
+                let params = params::HopperAttn {
+                    map: pool.head_rows(params.k_dim)?,
+                    pool: pool.region.address(),
+                    attn: params,
+                };
+                let grid = [self.shared.gpu.units.min(bound.tiles * params.attn.q_heads), 1, 1];
+                self.launch(name, grid, HOPPER_THREADS, *shared_bytes, &params)
+            }
+        }
     }
 
     fn attention_params(

@@ -13,6 +13,14 @@ use crate::weights::CudaWeight;
 const STREAM_ROWS: u32 = 16;
 /// Rows of a product that goes through the temporary at once.
 const TEMPORARY_ROWS: u32 = 4_096;
+/// Blocks of the one-row kernel on a multiprocessor, its warps, and elements of K a warp reads at once.
+const GEMV_BLOCKS: u32 = 2;
+const GEMV_WARPS: u32 = 16;
+const GEMV_CHUNK: u32 = 256;
+/// Warps to a row there: more shorten a block's last round, fewer shorten the joining.
+const GEMV_SLICES: u32 = 4;
+/// Shared memory that kernel may have without being asked for.
+const GEMV_SHARED_BYTES: u32 = 48 << 10;
 /// Rows up to which float32 runs a warp a column.
 const FLOAT_WARP_ROWS: u32 = 8;
 
@@ -115,6 +123,7 @@ impl CudaStream {
         if streams {
             return match (self.invariance, params.rows) {
                 (Invariance::Batch, _) => self.stream_gemm(name, 4, &params),
+                (_, 1) if self.gemv(name, &params)? => Ok(()),
                 (_, 0..=8) => self.stream_gemm(name, 1, &params),
                 (_, 9..=STREAM_ROWS) => self.stream_gemm(name, 2, &params),
                 _ if self.blas()?.is_some() => self.blas_gemm(weight, e, x, out, &params),
@@ -156,7 +165,47 @@ impl CudaStream {
             act: act_code(e.act),
             scale: e.scale.unwrap_or(1.0),
             interleaved: u32::from(w.interleaved),
+            norm: 0,
+            eps: 0.0,
+            slices: 1,
         }
+    }
+
+    /// `Op::NormLinear` in one kernel, where there is one: a single row of half-width values without pending delta.
+    /// `None` where norm and product are to run apart.
+    pub(crate) fn norm_gemm(
+        &mut self,
+        x: Tensor,
+        (norm, eps): (&Weight, f32),
+        w: &Weight,
+        e: &Epilogue<'_>,
+        out: Tensor,
+    ) -> Result<Option<()>> {
+        let weight = self.weight(w);
+        let half = matches!(weight.dtype, DType::F16 | DType::Bf16) && x.dtype() == weight.dtype;
+        if rows(x).0 != 1 || !half || self.invariance == Invariance::Batch {
+            return Ok(None);
+        }
+        let norm = self.vector(Some(norm));
+        let params = params::Gemm { norm, eps, ..self.gemm_params(x, weight, e, out) };
+        let aligned = params.k.is_multiple_of(8) && params.x.is_multiple_of(16) && norm.is_multiple_of(16);
+        let name = if weight.dtype == DType::F16 { "f16" } else { "bf16" };
+        Ok((aligned && self.gemv(name, &params)?).then_some(()))
+    }
+
+    /// The kernel of one row; false where its sums do not fit into shared memory.
+    fn gemv(&self, name: &str, p: &params::Gemm) -> Result<bool> {
+        let pairs = p.n.div_ceil(16) * 8;
+        let grid = (GEMV_BLOCKS * self.shared.gpu.units).min(pairs);
+        let chunks = p.k.div_ceil(GEMV_CHUNK);
+        let slices = GEMV_SLICES.min(1 << chunks.ilog2());
+        let shared_bytes = chunks * GEMV_CHUNK * 2 + pairs.div_ceil(grid) * slices * 8;
+        if shared_bytes > GEMV_SHARED_BYTES {
+            return Ok(false);
+        }
+        let p = params::Gemm { slices, ..*p };
+        self.launch(&format!("gemv_{name}"), [grid, 1, 1], GEMV_WARPS * 32, shared_bytes, &p)?;
+        Ok(true)
     }
 
     /// The weight-streaming kernel with tiles of 8 · `eights` rows.

@@ -76,7 +76,7 @@ impl CudaStream {
             max_tiles: p.max_tiles,
             fixed_chunk: p.fixed_chunk,
             target_items: p.target_items,
-            tile_tokens: params::PREFILL_QUERIES,
+            tile_tokens: p.tile_tokens,
             window: if spec.mask == Mask::Full { u32::MAX } else { window(spec.mask) },
         };
         self.launch("plan_attention", [1, 1, 1], 1024, 0, &params)

@@ -42,12 +42,18 @@ impl Attention {
         let a = self.shape;
         let rows = h.residual.rows() as u32;
         let mark = s.mark();
-        let x = s.act_for(&self.qkv, rows, ctx.dtype, KeepPlain::No);
-        let (input, residual) = h.to_norm();
-        s.norm(input, residual, &self.norm, a.eps, x)?;
+        let (x, residual) = h.to_norm();
         let (q_width, kv_width) = (a.q_heads * a.head_dim, a.kv_heads * a.head_dim);
         let qkv = s.scratch(&[rows, q_width + 2 * kv_width], ctx.dtype);
-        s.linear(x, &self.qkv, Epilogue { bias: self.qkv_bias.as_ref(), ..Epilogue::default() }, qkv)?;
+        s.op(&Op::NormLinear {
+            x,
+            residual,
+            norm: &self.norm,
+            eps: a.eps,
+            w: &self.qkv,
+            e: Epilogue { bias: self.qkv_bias.as_ref(), ..Epilogue::default() },
+            out: qkv.into(),
+        })?;
         let out = s.act_for(&self.o, rows, ctx.dtype, KeepPlain::No);
         let rope = Rope {
             positions: ctx.positions,

@@ -227,9 +227,15 @@ impl Decoder {
         let mark = s.mark();
         let picked = s.scratch(&[count, self.plan.shape.hidden], hidden.dtype());
         s.op(&Op::GatherRows { x: hidden, rows, out: picked })?;
-        let x = s.act_for(&self.head, count, hidden.dtype(), crate::backend::sugar::KeepPlain::No);
-        s.norm(picked, None, &self.norm, self.plan.shape.eps, x)?;
-        s.linear(x, &self.head, Epilogue::default(), Act::from(logits))?;
+        s.op(&Op::NormLinear {
+            x: picked,
+            residual: None,
+            norm: &self.norm,
+            eps: self.plan.shape.eps,
+            w: &self.head,
+            e: Epilogue::default(),
+            out: Act::from(logits),
+        })?;
         s.release(mark);
         Ok(logits)
     }

@@ -2,7 +2,7 @@
 
 use super::{Hidden, StepContext};
 use crate::backend::sugar::KeepPlain;
-use crate::backend::{Activation, Epilogue, Stream, Weight};
+use crate::backend::{Activation, Epilogue, Op, Stream, Weight};
 use crate::config::{HiddenAct, ModelConfig};
 use crate::error::{Error, Result};
 
@@ -26,12 +26,11 @@ impl Mlp {
     pub fn forward(&self, s: &mut dyn Stream, ctx: &StepContext<'_>, h: Hidden) -> Result<Hidden> {
         let rows = h.residual.rows() as u32;
         let mark = s.mark();
-        let x = s.act_for(&self.gate_up, rows, ctx.dtype, KeepPlain::No);
-        let (input, residual) = h.to_norm();
-        s.norm(input, residual, &self.norm, self.eps, x)?;
+        let (x, residual) = h.to_norm();
         let inner = s.act_for(&self.down, rows, ctx.dtype, KeepPlain::No);
         let e = Epilogue { bias: self.gate_up_bias.as_ref(), act: self.act, ..Epilogue::default() };
-        s.linear(x, &self.gate_up, e, inner)?;
+        let (norm, eps, w) = (&self.norm, self.eps, &self.gate_up);
+        s.op(&Op::NormLinear { x, residual, norm, eps, w, e, out: inner })?;
         let e = Epilogue { bias: self.down_bias.as_ref(), residual: Some(h.residual), ..Epilogue::default() };
         s.linear(inner, &self.down, e, h.residual)?;
         s.release(mark);

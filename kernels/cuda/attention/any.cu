@@ -5,8 +5,8 @@
 constexpr u32 MOST_PER_LANE = 16;  // head sizes up to 512
 
 extern "C" __global__ void __launch_bounds__(128) attention_any(const AttnParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     extern __shared__ float queries[];
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     u32 t = blockIdx.x, h = blockIdx.y * 4 + warp;

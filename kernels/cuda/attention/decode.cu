@@ -3,6 +3,7 @@
 #include "attention.cuh"
 
 constexpr int WARPS = 4, KEYS = 16;
+constexpr u32 APART = 4;  // heads of a KV group whose parts have memory of their own
 
 template <class T, int D, int STAGES> struct Decode {
     static constexpr int ROW = D + 8;                      // padded: no two rows of a matrix start in one bank
@@ -23,25 +24,89 @@ template <class T, int D, int STAGES> struct Decode {
         }
     }
 
+    // A block's share of the work: a chunk of the keys of a token, for the heads of (a part of) one KV group.
+    struct Unit {
+        int4 where, split;
+        u32 item, h, part;
+    };
+    // What one warp copies of a unit: every WARPS-th tile of KEYS keys.
+    struct Copies {
+        const i32* table;
+        i32 begin, end, tile0, mine, page_ids;
+        u32 h;
+    };
+
+    static __device__ __forceinline__ Unit unit_at(const AttnParams& p, u32 unit, u32 parts) {
+        u32 item = unit / (p.kv_heads * parts), rest = unit % (p.kv_heads * parts);
+        return {p.items[2 * item], p.items[2 * item + 1], item, rest / parts, rest % parts};
+    }
+
+    static __device__ __forceinline__ i32 tile_first(const Copies& c, i32 i) {
+        return (c.tile0 + (i32)(threadIdx.x >> 5) + i * WARPS) * KEYS;
+    }
+
+    // Starts the copies of this warp's tile i; a group is committed even when there is none.
+    static __device__ __forceinline__ void start(const AttnParams& p, T* stages, Copies& c, i32 i) {
+        if (i < c.mine) {
+            i32 ahead = i + (i32)(threadIdx.x & 31);
+            if (i % 32 == 0) c.page_ids = ahead < c.mine ? c.table[tile_first(c, ahead) / (i32)p.page_tokens] : 0;
+            i32 page = __shfl_sync(0xffffffffu, c.page_ids, i % 32);
+            load(p, stages + (i % STAGES) * STAGE, page, c.h, tile_first(c, i), c.begin, c.end);
+        }
+        copies_commit();
+    }
+
+    // The copies of a unit, the first ones started.
+    static __device__ __forceinline__ Copies begin(const AttnParams& p, T* stages, const Unit& u) {
+        Copies c;
+        i32 warp = threadIdx.x >> 5;
+        c.begin = u.where.z, c.end = u.where.w, c.tile0 = c.begin / KEYS, c.h = u.h, c.page_ids = 0;
+        i32 tiles = u.where.x < 0 ? 0 : (c.end + KEYS - 1) / KEYS - c.tile0;
+        c.mine = tiles > warp ? (tiles - warp + WARPS - 1) / WARPS : 0;
+        c.table = p.table + (u64)max(u.where.x, 0) * p.pages;
+        for (i32 i = 0; i < STAGES - 1; i++) start(p, stages, c, i);
+        return c;
+    }
+
     static __device__ void run(const AttnParams& p) {
         extern __shared__ uint4 shared_raw[];
         T* stages = (T*)shared_raw + (threadIdx.x >> 5) * STAGES * STAGE;
         wait_for_previous();
-        u32 group = p.q_heads / p.kv_heads, parts = (group + 15) / 16;
+        u32 group = p.q_heads / p.kv_heads, parts = (group + 15) / 16, at = blockIdx.x;
+        // Read beside the count that says whether there is such a unit: items up to the grid's size always exist.
+        Unit u = unit_at(p, at, parts);
         u32 units = (u32)p.counts[0] * p.kv_heads * parts;
-        for (u32 unit = blockIdx.x; unit < units; unit += gridDim.x) {
-            u32 item = unit / (p.kv_heads * parts), rest = unit % (p.kv_heads * parts);
-            one(p, stages, item, rest / parts, rest % parts, parts);
-            __syncthreads();
+        if (at >= units) return;
+        // Parts of few heads are joined in memory of their own, so that the next unit's copies run meanwhile.
+        bool apart = group <= APART;
+        float* joined = (float*)shared_raw + (apart ? BYTES / 4 : 0);
+        Copies c = begin(p, stages, u);
+        while (true) {
+            u32 next = at + gridDim.x;
+            bool more = next < units;
+            Unit following = unit_at(p, more ? next : at, parts);
+            u32 first_head = u.h * group + u.part * 16, heads = min(group - u.part * 16, 16u);
+            float o[D / 8][4] = {}, m[2] = {NEG_INF, NEG_INF}, l[2] = {0.0f, 0.0f};
+            sum_keys(p, stages, u, c, first_head, heads, o, m, l);
+            // Not before: the next kernel would take the room of this one's second round.
+            if (!more) let_next_start();
+            if (more && apart) c = begin(p, stages, following);
+            join(p, joined, o, m, l, u.item, u.where.y, u.split, u.h, u.part, parts, first_head, heads);
+            if (!more) break;
+            if (!apart) {
+                __syncthreads();
+                c = begin(p, stages, following);
+            }
+            u = following, at = next;
         }
-        let_next_start();
+        copies_wait<0>();
     }
 
-    static __device__ void one(const AttnParams& p, T* stages, u32 item, u32 h, u32 part, u32 parts) {
-        u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane >> 2, q4 = lane & 3;
-        int4 where = p.items[2 * item], split = p.items[2 * item + 1];
-        u32 group = p.q_heads / p.kv_heads, first_head = h * group + part * 16, heads = min(group - part * 16, 16u);
-        const T* q = (const T*)p.q + (u64)where.y * p.q_stride + (u64)first_head * p.q_head_stride;
+    // This warp's tiles of a unit: weighted values o, maximum m, sum l of the rows of a fragment.
+    static __device__ __forceinline__ void sum_keys(const AttnParams& p, T* stages, const Unit& u, Copies& c, u32 first_head,
+                                                    u32 heads, float (&o)[D / 8][4], float (&m)[2], float (&l)[2]) {
+        u32 lane = threadIdx.x & 31, r = lane >> 2, q4 = lane & 3;
+        const T* q = (const T*)p.q + (u64)u.where.y * p.q_stride + (u64)first_head * p.q_head_stride;
         u32 qa[D / 16][4];
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
@@ -57,24 +122,9 @@ template <class T, int D, int STAGES> struct Decode {
             if (r < heads) slope[0] = p.slopes[first_head + r];
             if (r + 8 < heads) slope[1] = p.slopes[first_head + r + 8];
         }
-        i32 begin = where.z, end = where.w, position = split.w;
-        i32 tile0 = begin / KEYS, tiles = where.x < 0 ? 0 : (end + KEYS - 1) / KEYS - tile0;
-        i32 mine = tiles > (i32)warp ? (tiles - (i32)warp + WARPS - 1) / WARPS : 0;
-        const i32* table = p.table + (u64)max(where.x, 0) * p.pages;
-        i32 page_ids = 0;
-        auto tile_first = [&](i32 i) { return (tile0 + (i32)warp + i * WARPS) * KEYS; };
-        auto start = [&](i32 i) {
-            if (i < mine) {
-                if (i % 32 == 0) page_ids = i + (i32)lane < mine ? table[tile_first(i + lane) / (i32)p.page_tokens] : 0;
-                i32 page = __shfl_sync(0xffffffffu, page_ids, i % 32);
-                load(p, stages + (i % STAGES) * STAGE, page, h, tile_first(i), begin, end);
-            }
-            copies_commit();
-        };
-        float o[D / 8][4] = {}, m[2] = {NEG_INF, NEG_INF}, l[2] = {0.0f, 0.0f};
-        for (i32 i = 0; i < STAGES - 1; i++) start(i);
-        for (i32 i = 0; i < mine; i++) {
-            start(i + STAGES - 1);
+        i32 begin = c.begin, end = c.end, position = u.split.w;
+        for (i32 i = 0; i < c.mine; i++) {
+            start(p, stages, c, i + STAGES - 1);
             copies_wait<STAGES - 1>();
             __syncwarp();
             const T* k_tile = stages + (i % STAGES) * STAGE;
@@ -93,7 +143,7 @@ template <class T, int D, int STAGES> struct Decode {
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    i32 key = tile_first(i) + n * 8 + (i32)q4 * 2 + (e & 1);
+                    i32 key = tile_first(c, i) + n * 8 + (i32)q4 * 2 + (e & 1);
                     bool in_range = key >= begin && key < end;
                     s[n][e] = in_range ? score_of(p, s[n][e], slope[e >> 1], key, position) : NEG_INF;
                     top[e >> 1] = fmaxf(top[e >> 1], s[n][e]);
@@ -121,15 +171,11 @@ template <class T, int D, int STAGES> struct Decode {
             }
             __syncwarp();
         }
-        copies_wait<0>();
-        join(p, o, m, l, item, where.y, split, h, part, parts, first_head, heads);
     }
 
-    // Joins the warps' parts, then the blocks'.
-    static __device__ void join(const AttnParams& p, float (&o)[D / 8][4], float (&m)[2], float (&l)[2], u32 item,
-                                u32 token, int4 split, u32 h, u32 part, u32 parts, u32 first_head, u32 heads) {
-        extern __shared__ uint4 shared_raw[];
-        float* parts_o = (float*)shared_raw;  // [WARPS, 16, D]
+    // Joins the warps' parts (in `parts_o` [WARPS, heads, D]), then the blocks'.
+    static __device__ void join(const AttnParams& p, float* parts_o, float (&o)[D / 8][4], float (&m)[2], float (&l)[2],
+                                u32 item, u32 token, int4 split, u32 h, u32 part, u32 parts, u32 first_head, u32 heads) {
         __shared__ float parts_m[WARPS][16], parts_l[WARPS][16];
         __shared__ u32 arrived;
         u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane >> 2, q4 = lane & 3;
@@ -139,7 +185,7 @@ template <class T, int D, int STAGES> struct Decode {
 #pragma unroll
         for (int x = 0; x < 2; x++) {
             if (r + 8 * x >= heads) continue;
-            float* to = parts_o + (warp * 16 + r + 8 * x) * D;
+            float* to = parts_o + (warp * heads + r + 8 * x) * D;
 #pragma unroll
             for (int n = 0; n < D / 8; n++) *(float2*)(to + n * 8 + q4 * 2) = make_float2(o[n][2 * x], o[n][2 * x + 1]);
             if (q4 == 0) { parts_m[warp][r + 8 * x] = m[x]; parts_l[warp][r + 8 * x] = l[x]; }
@@ -160,7 +206,7 @@ template <class T, int D, int STAGES> struct Decode {
             for (u32 d = lane; d < D; d += 32) {
                 float y = 0.0f;
 #pragma unroll
-                for (int i = 0; i < WARPS; i++) y += w[i] > 0.0f ? w[i] * parts_o[(i * 16 + row) * D + d] : 0.0f;
+                for (int i = 0; i < WARPS; i++) y += w[i] > 0.0f ? w[i] * parts_o[(i * heads + row) * D + d] : 0.0f;
                 if (whole) store_float(p.out, p.out_dtype, (u64)token * p.out_stride + (u64)(first_head + row) * D + d, y * factor);
                 else mine[row * (D + 2) + d] = y;
             }
@@ -202,6 +248,6 @@ template <class T, int D, int STAGES> struct Decode {
     }
 };
 #define DECODE(T, D, S) \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32) decode_##T##_##D(const AttnParams p) { Decode<T, D, S>::run(p); }
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) decode_##T##_##D(const AttnParams p) { Decode<T, D, S>::run(p); }
 DECODE(bf16, 64, 4) DECODE(bf16, 80, 3) DECODE(bf16, 96, 3) DECODE(bf16, 112, 3) DECODE(bf16, 128, 3) DECODE(bf16, 256, 2)
 DECODE(f16, 64, 4) DECODE(f16, 80, 3) DECODE(f16, 96, 3) DECODE(f16, 112, 3) DECODE(f16, 128, 3) DECODE(f16, 256, 2)

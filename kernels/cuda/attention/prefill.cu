@@ -27,6 +27,7 @@ template <class T, int D> struct Prefill {
     static __device__ void run(const AttnParams& p) {
         extern __shared__ uint4 shared_raw[];
         T* stages = (T*)shared_raw;
+        let_next_start();
         wait_for_previous();
         if (blockIdx.x >= (u32)p.counts[1]) return;
         int2 tile = p.tiles[p.counts[1] - 1 - blockIdx.x];
@@ -117,7 +118,6 @@ template <class T, int D> struct Prefill {
             }
             __syncthreads();
         }
-        let_next_start();
         copies_wait<0>();
 #pragma unroll
         for (int x = 0; x < 2; x++) {

@@ -1,72 +1,6 @@
 // Gemm by our own kernels: a weight-streaming one on tensor cores for a few rows, a plain one for anything, and the
 // pass that applies an epilogue to a finished product.
-#include "../include/common.cuh"
-
-struct GemmParams {
-    const void* x; const void* w; void* out;
-    const float* bias; const void* add; const void* residual;
-    u64 x_stride, out_stride, add_stride, residual_stride;
-    u32 rows, n, k, out_cols;
-    i32 x_dtype, w_dtype, out_dtype, add_dtype, residual_dtype, act;
-    float scale; u32 interleaved;
-};
-static_assert(sizeof(GemmParams) == 128, "params.rs");
-
-// out = residual + scale * act(product + bias + add) for output column c of row t; `up` is the second product of an
-// activation that halves. bias and add are in the order gate then up, whatever the weight's order.
-__device__ __forceinline__ void finish(const GemmParams& p, u32 t, u32 c, float product, float up) {
-    float y;
-    if (p.act >= ACT_SILU_MUL) {
-        u32 d = p.out_cols + c;
-        if (p.bias) { product += p.bias[c]; up += p.bias[d]; }
-        if (p.add) {
-            product += load_as_float(p.add, p.add_dtype, t * p.add_stride + c);
-            up += load_as_float(p.add, p.add_dtype, t * p.add_stride + d);
-        }
-        y = gate(p.act, product, up);
-    } else {
-        if (p.bias) product += p.bias[c];
-        if (p.add) product += load_as_float(p.add, p.add_dtype, t * p.add_stride + c);
-        y = activate(p.act, product);
-    }
-    y *= p.scale;
-    if (p.residual) y += load_as_float(p.residual, p.residual_dtype, t * p.residual_stride + c);
-    store_float(p.out, p.out_dtype, t * p.out_stride + c, y);
-}
-
-template <class T> __device__ __forceinline__ void mma16816(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
-template <> __device__ __forceinline__ void mma16816<bf16>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#endif
-}
-template <> __device__ __forceinline__ void mma16816<f16>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#elif __CUDA_ARCH__ >= 750
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(b0));
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[2]), "r"(a[3]), "r"(b1));
-#endif
-}
-
-__device__ __forceinline__ uint4 stream_load(const void* p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-// Not through the read-only path: x was written by the kernel before, which may have ended after this one began.
-__device__ __forceinline__ uint4 plain_load(const void* p) {
-    uint4 v;
-    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-    return v;
-}
+#include "gemm.cuh"
 
 // Weight-streaming product of up to 8·TOKENS8 rows of x. A block makes 16 rows of W (16 output columns, or 8 gated
 // ones); its WARPS warps take slices of K and join at the end, in a fixed order: a row's bits do not depend on its
@@ -100,6 +34,7 @@ template <class T, int TOKENS8, int WARPS> __device__ void stream_gemm(const Gem
     };
     u32 group = warp;
     if (group < groups) fetch(group);
+    let_next_start();
     wait_for_previous();
     for (; group < groups; group += WARPS) {
         uint4 now_low[DEPTH], now_high[DEPTH];
@@ -125,7 +60,6 @@ template <class T, int TOKENS8, int WARPS> __device__ void stream_gemm(const Gem
             }
         }
     }
-    let_next_start();
 #pragma unroll
     for (int m = 0; m < TOKENS8; m++)
 #pragma unroll
@@ -155,8 +89,8 @@ STREAM(f16, 1, 8) STREAM(f16, 2, 8) STREAM(f16, 4, 8) STREAM(f16, 1, 16) STREAM(
 
 // Any types, sizes and strides: one warp for 4 output columns of 4 rows, lanes along K.
 extern "C" __global__ void gemm_any(const GemmParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u32 lane = threadIdx.x & 31;
     u32 c = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
     u32 t0 = blockIdx.y * 4;
@@ -184,8 +118,8 @@ extern "C" __global__ void gemm_any(const GemmParams p) {
 
 // f32 operands in tiles of 64 × 64, for models that run in float32.
 extern "C" __global__ void __launch_bounds__(256) gemm_f32(const GemmParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     __shared__ float xs[16][65], ws[16][65];
     const float* x = (const float*)p.x;
     const float* w = (const float*)p.w;
@@ -224,8 +158,8 @@ extern "C" __global__ void __launch_bounds__(256) gemm_f32(const GemmParams p) {
 
 // The epilogue of a product that lies in x [rows, n] (in the weight's row order).
 extern "C" __global__ void gemm_epilogue(const GemmParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u64 count = (u64)p.rows * p.out_cols;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (u64)gridDim.x * blockDim.x) {
         u32 t = i / p.out_cols, c = i % p.out_cols;
@@ -238,8 +172,8 @@ extern "C" __global__ void gemm_epilogue(const GemmParams p) {
 
 // The common epilogue alone: out = act(gate) · up of an interleaved product, 8 columns a thread, bf16 or f16.
 template <class T> __device__ void gate_vectors(const GemmParams& p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     struct alignas(16) V { T v[8]; };
     u32 per_row = p.out_cols / 8;
     u64 count = (u64)p.rows * per_row;

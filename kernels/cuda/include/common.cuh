@@ -17,14 +17,16 @@ struct f16 { u16 bits; };
 
 #define NEG_INF __int_as_float(0xff800000)
 
-// With programmatic dependent launch a kernel may start before the one ahead of it has ended: it must call this
-// before it touches anything that one wrote. Below sm_90 it is nothing.
+// With programmatic dependent launch a kernel may start before the one ahead of it has ended: every kernel calls this
+// before it touches anything that one wrote, and ends only after it has, so that the one ahead of that has ended too.
+// Below sm_90 it is nothing.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// Lets the next kernel of the stream start its prologue.
+// Lets the next kernel of the stream take what multiprocessors have free. Called first thing: the next one reads
+// ahead what nobody writes (weights), and otherwise waits, which costs nothing.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

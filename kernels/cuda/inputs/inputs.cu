@@ -16,8 +16,8 @@ __device__ void pad_token(const NextParams& p, u32 t) {
 
 // Block s < S makes the inputs of sequence s; block S those of tokens that belong to none.
 extern "C" __global__ void next_inputs(const NextParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u32 s = blockIdx.x;
     if (s == p.sequences) {
         for (u32 t = p.cu_q[s] + threadIdx.x; t < p.tokens; t += blockDim.x) pad_token(p, t);
@@ -99,6 +99,7 @@ __device__ void put_item(const PlanParams& p, u32 at, u32 s, u32 j, int2 keys, u
 // counts: items, tiles, chunk length. One block of 1,024.
 extern "C" __global__ void plan_attention(const PlanParams p0) {
     PlanParams p = p0;
+    let_next_start();
     wait_for_previous();
     __shared__ u32 shared[33];
     __shared__ u32 chunk_shared;
@@ -153,5 +154,4 @@ extern "C" __global__ void plan_attention(const PlanParams p0) {
         p.counts[1] = min(base, p.max_tiles);
         p.counts[2] = (i32)chunk;
     }
-    let_next_start();
 }

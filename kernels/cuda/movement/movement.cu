@@ -10,8 +10,8 @@ static_assert(sizeof(RowsParams) == 64, "params.rs");
 
 // out[i] = x[rows[i]]; a row < 0 gives zeros. One block a row. Widths of whole 16 bytes move as vectors.
 extern "C" __global__ void gather_rows(const RowsParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u32 i = blockIdx.x;
     i32 row = p.rows[i];
     u64 in = (u64)(row < 0 ? 0 : row) * p.x_stride, out = (u64)i * p.out_stride;
@@ -31,8 +31,8 @@ extern "C" __global__ void gather_rows(const RowsParams p) {
 
 // out[rows[i]] = or += x[i]. Rows are walked in order by the block that owns a column, so repeats add in order.
 extern "C" __global__ void scatter_rows(const RowsParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u32 c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= p.width) return;
     for (u32 i = 0; i < p.count; i++) {
@@ -53,8 +53,8 @@ struct CopyParams {
 static_assert(sizeof(CopyParams) == 72, "params.rs");
 
 extern "C" __global__ void copy_strided(const CopyParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u64 count = (u64)p.shape[0] * p.shape[1] * p.shape[2] * p.shape[3];
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (u64)gridDim.x * blockDim.x) {
         u64 rest = i;
@@ -81,8 +81,8 @@ static_assert(sizeof(PagesParams) == 48, "params.rs");
 // Pages of one layer (blockIdx.y) in order of the pairs: each thread owns one 16-byte lane of every page, so a pair
 // sees what the pairs before it wrote.
 extern "C" __global__ void copy_pages(const PagesParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u64 lane = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     u8* layer = p.pool + blockIdx.y * p.layer_stride;
     if (lane >= p.bytes) return;
@@ -101,8 +101,8 @@ static_assert(sizeof(TablesParams) == 24, "params.rs");
 
 // tables[pairs[i].0] = pairs[i].1, in order: a pair whose index comes again later writes nothing. Deltas are few.
 extern "C" __global__ void update_tables(const TablesParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < p.count; i += gridDim.x * blockDim.x) {
         i32 at = p.pairs[2 * i];
         bool last = at >= 0 && (u32)at < p.limit;
@@ -120,8 +120,8 @@ static_assert(sizeof(ElementwiseParams) == 80, "params.rs");
 
 // Codes of `kernels::params::elementwise`.
 extern "C" __global__ void elementwise(const ElementwiseParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u64 count = (u64)p.rows * p.cols;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (u64)gridDim.x * blockDim.x) {
         u64 r = i / p.cols, c = i % p.cols;
@@ -149,8 +149,8 @@ static_assert(sizeof(TopKParams) == 48, "params.rs");
 
 // One warp a row; k rounds of "the best after the last one": greater value (in total order), then smaller id.
 extern "C" __global__ void top_k(const TopKParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u32 row = blockIdx.x, lane = threadIdx.x;
     u64 last = ~0ull;
     for (u32 j = 0; j < p.k; j++) {
@@ -176,8 +176,8 @@ static_assert(sizeof(MergeParams) == 48, "params.rs");
 
 // Attention over n parts of the keys joined by their log-sum-exp. One block an output row.
 extern "C" __global__ void merge_states(const MergeParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     u32 i = blockIdx.x;
     float highest = NEG_INF;
     for (u32 j = 0; j < p.n; j++) highest = fmaxf(highest, p.lse[(u64)j * p.m + i]);

@@ -21,6 +21,7 @@ template <class T, int CHUNKS> __device__ void rms_vectors(const NormParams& p) 
     u32 vectors = p.width / N;
     float kept[CHUNKS][N];
     float sum = 0.0f;
+    let_next_start();
     wait_for_previous();
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
@@ -40,7 +41,6 @@ template <class T, int CHUNKS> __device__ void rms_vectors(const NormParams& p) 
         }
     }
     float scale = rsqrtf(block_sum(sum, shared) / p.width + p.eps);
-    let_next_start();
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         u32 i = threadIdx.x + c * blockDim.x;
@@ -63,6 +63,7 @@ extern "C" __global__ void rms_norm_bf16(const NormParams p) { rms_vectors<bf16,
 
 // Any width, types and strides. One block a row; x may be out.
 __device__ void norm_any(const NormParams& p, bool center) {
+    let_next_start();
     wait_for_previous();
     __shared__ double shared[33];
     u64 x = blockIdx.x * p.x_stride, r = blockIdx.x * p.residual_stride, o = blockIdx.x * p.out_stride;
@@ -86,7 +87,6 @@ __device__ void norm_any(const NormParams& p, bool center) {
         }
     }
     double scale = 1.0 / sqrt(block_sum(center ? spread : squares, shared) / p.width + (double)p.eps);
-    let_next_start();
     for (u32 i = threadIdx.x; i < p.width; i += blockDim.x) {
         double v = p.residual ? load_as_float(p.residual, p.residual_dtype, r + i) : load_as_float(p.x, p.x_dtype, x + i);
         float y = (float)((v - mean) * scale) * p.w[i] + (p.bias ? p.bias[i] : 0.0f);

@@ -28,8 +28,8 @@ constexpr u32 MOST_BANNED = 1024;
 
 // Each block takes the records of its slots in order; a record replaces all its slot knew.
 extern "C" __global__ void __launch_bounds__(512) update_sampler(const UpdateParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     const SamplerState& s = p.s;
     u32 at = 0, words32 = (s.vocab + 31) / 32;
     while (at + HEAD <= p.words && p.records[at] != NONE) {
@@ -360,6 +360,7 @@ __device__ void keep_id(const SampleParams& p, const Row& row, u32 i, u32 id) {
 
 // One row per slot. Rows without filters are shared by gridDim.x blocks, the last of which decides.
 extern "C" __global__ void __launch_bounds__(1024) sample_rows(const SampleParams p) {
+    let_next_start();
     wait_for_previous();
     __shared__ Work w;
     __shared__ u32 arrived;
@@ -394,7 +395,6 @@ extern "C" __global__ void __launch_bounds__(1024) sample_rows(const SampleParam
             best = block_best(mine, w.best);
         }
     }
-    let_next_start();
     if (threadIdx.x == 0) {
         keep_id(p, row, i, NONE - (u32)best);
         if (p.accepted) p.accepted[row.slot] = 0;
@@ -403,8 +403,8 @@ extern "C" __global__ void __launch_bounds__(1024) sample_rows(const SampleParam
 
 // Rows of one slot in order, by one block: drafts are accepted up to the first that differs.
 extern "C" __global__ void __launch_bounds__(1024) sample_drafts(const SampleParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     __shared__ Work w;
     u32 i = blockIdx.y;
     Row row = read_row(p.rows + i * 16);
@@ -446,8 +446,8 @@ static_assert(sizeof(LogProbsParams) == 64, "params.rs");
 
 // Log-probabilities of the given id and of the best ones, by one block a row. A given id < 0 leaves the row alone.
 extern "C" __global__ void __launch_bounds__(1024) log_probs(const LogProbsParams p) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     __shared__ u64 shared[33];
     __shared__ double sums[33];
     u32 i = blockIdx.x;
