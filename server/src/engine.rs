@@ -37,6 +37,9 @@ pub fn start(
     start_on(backend, model, args, sink, log)
 }
 
+/// Share of a GPU's memory to use when `--gpu-memory-utilization` is not given.
+const MEMORY_UTILIZATION: f64 = 0.92;
+
 /// [`start`] on a device that is open already.
 ///
 /// # Errors
@@ -48,11 +51,13 @@ pub fn start_on(
     sink: Box<dyn OutputSink>,
     log: LogFormat,
 ) -> Result<ThreadEngine, StartError> {
-    if !device::is_gpu(&backend) {
+    let gpu = device::is_gpu(&backend);
+    if !gpu {
         args.notices_on_cpu().iter().for_each(|notice| tracing::warn!("{notice}"));
     }
     let threads = args.threads.unwrap_or_else(available_threads);
-    let options = options(args, model.config.vocab_size, threads);
+    let mut options = options(args, model.config.vocab_size, threads);
+    options.memory_utilization = gpu.then(|| args.gpu_memory_utilization.unwrap_or(MEMORY_UTILIZATION));
     let weights = model.weights(args)?;
     let bar = Progress::bytes("Loading weights", weights.total_bytes(), log);
     let running = engine_core::engine::start(backend, &model.config, &*weights, &options, sink, &|bytes| {
@@ -140,6 +145,7 @@ fn options(args: &EngineArgs, vocab: u32, threads: u32) -> EngineOptions {
         max_num_batched_tokens: args.max_num_batched_tokens,
         block_size: args.block_size,
         kv_cache_memory_bytes: args.kv_cache_memory_bytes,
+        memory_utilization: None,
         kv_pages: args.num_gpu_blocks_override,
         prefix_caching: match args.enable_prefix_caching {
             Some(false) => PrefixCaching::Off,
@@ -182,7 +188,7 @@ fn info(model: &OpenModel, args: &EngineArgs, report: &StartupReport) -> EngineI
         ("block_size", report.block_size.to_string()),
         ("cache_dtype", args.kv_cache_dtype.map_or("auto".to_owned(), |d| d.name().to_owned())),
         ("enable_prefix_caching", python_bool(args.enable_prefix_caching != Some(false))),
-        ("gpu_memory_utilization", args.gpu_memory_utilization.unwrap_or(0.92).to_string()),
+        ("gpu_memory_utilization", args.gpu_memory_utilization.unwrap_or(MEMORY_UTILIZATION).to_string()),
         ("num_gpu_blocks", (report.kv_pages - 1).to_string()),
         ("num_gpu_blocks_override", python_int(args.num_gpu_blocks_override)),
         ("kv_offloading_size", "None".to_owned()),

@@ -66,6 +66,7 @@ fn main() {
         max_num_seqs: Some(256),
         prefix_caching: PrefixCaching::Off,
         loader_threads: 8,
+        memory_utilization: (args[1] != "cpu").then_some(0.9),
         ..EngineOptions::default()
     };
     let sink = Sink::default();

@@ -6,7 +6,7 @@ use super::core::{Engine, LoopState};
 use super::handle::{EngineHandle, EngineState, QueueLimits};
 use super::types::OutputSink;
 use crate::backend::trace::Trace;
-use crate::backend::{Backend, CaptureLevel, Control, Invariance, KvGroupSpec, KvKind, StepCaps};
+use crate::backend::{Backend, CaptureLevel, Control, Invariance, KvGroupSpec, KvKind, MemInfo, StepCaps};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::kv::{GroupKind, GroupSpec, KvConfig, PrefixCaching, prefix};
@@ -31,6 +31,9 @@ pub struct EngineOptions {
     /// Tokens a page; `None` takes the device's preference.
     pub block_size: Option<u32>,
     pub kv_cache_memory_bytes: Option<u64>,
+    /// Share of the device's memory that weights, buffers and KV cache may take together, what other programs use
+    /// counted (`--gpu-memory-utilization`). `None`: the KV cache takes half of what is free.
+    pub memory_utilization: Option<f64>,
     /// Exactly this many usable pages (`--num-gpu-blocks-override`), whatever the memory says.
     pub kv_pages: Option<u32>,
     pub prefix_caching: PrefixCaching,
@@ -66,6 +69,7 @@ impl Default for EngineOptions {
             max_num_batched_tokens: None,
             block_size: None,
             kv_cache_memory_bytes: None,
+            memory_utilization: None,
             kv_pages: None,
             prefix_caching: PrefixCaching::AllPages,
             chunked_prefill: ChunkedPrefill::On { long_prefill_token_threshold: None },
@@ -329,10 +333,13 @@ fn kv_pages(
 ) -> Result<KvSize> {
     let groups: Vec<GroupSpec> = sizes.groups.iter().map(group_spec).collect();
     let page_bytes = sizes.groups.iter().map(KvGroupSpec::page_bytes).max().unwrap_or(1);
-    let free = backend.memory()?.free_bytes;
+    let memory = backend.memory()?;
+    let free = memory.free_bytes;
     let fixed = caps.arena_bytes + backend.overhead_bytes(caps);
     let asked = options.kv_pages.map(|pages| (u64::from(pages) + 1) * page_bytes);
-    let budget = asked.or(options.kv_cache_memory_bytes).unwrap_or(free.saturating_sub(fixed) / 2);
+    let budget = asked
+        .or(options.kv_cache_memory_bytes)
+        .unwrap_or_else(|| unasked_budget(memory, fixed, options.memory_utilization));
     let chunk = sizes.tokens;
     let need = |len: u32| groups.iter().map(|g| u64::from(g.most_pages(len, chunk))).sum::<u64>();
     let fits = budget / page_bytes;
@@ -360,6 +367,14 @@ fn kv_pages(
     })
 }
 
+/// Bytes of the KV cache when nobody gave its size: what the allowed share of memory leaves after what is in use and
+/// `fixed` bytes to come, or half of what is free.
+fn unasked_budget(memory: MemInfo, fixed: u64, utilization: Option<f64>) -> u64 {
+    let Some(share) = utilization else { return memory.free_bytes.saturating_sub(fixed) / 2 };
+    let used = memory.total_bytes.saturating_sub(memory.free_bytes);
+    ((memory.total_bytes as f64 * share) as u64).saturating_sub(used + fixed)
+}
+
 /// The largest length up to `most` that fits.
 fn longest(fits: impl Fn(u32) -> bool, most: u32) -> u32 {
     let (mut low, mut high) = (0, most + 1);
@@ -378,6 +393,10 @@ fn too_small(len: u32, pages: u64, page_bytes: u64, budget: u64, options: &Engin
         }
         (None, Some(_)) => {
             "raise --kv-cache-memory-bytes or lower --max-model-len (or give --max-model-len auto)"
+        }
+        (None, None) if options.memory_utilization.is_some() => {
+            "raise --gpu-memory-utilization, lower --max-model-len (or give --max-model-len auto) or \
+             --max-num-batched-tokens, or end other programs on this device"
         }
         (None, None) => {
             "lower --max-model-len (or give --max-model-len auto), or set --kv-cache-memory-bytes"
@@ -451,5 +470,18 @@ fn report(
         kv_pages: kv.pages,
         vocab_size: config.vocab_size,
         kv_groups: caps.groups,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_memory_counts_what_is_in_use() {
+        let memory = MemInfo { total_bytes: 1_000, free_bytes: 700 };
+        assert_eq!(unasked_budget(memory, 100, None), 300);
+        assert_eq!(unasked_budget(memory, 100, Some(0.9)), 500);
+        assert_eq!(unasked_budget(memory, 100, Some(0.3)), 0);
     }
 }
