@@ -327,8 +327,27 @@ pub fn paged_attention() -> Vec<Case> {
             let seqs = vec![decode(1, kv_len), prompt(2, kv_len, kv_len), prompt(3, kv_len, 1)];
             cases.push(AttnCase { seqs, ..mixed.clone() }.case(op, format!("length {kv_len}")));
         }
+        cases.extend(large_heads(dtype));
         cases.push(ragged(dtype, Mask::Full));
         cases.push(ragged(dtype, Mask::Causal));
+    }
+    cases
+}
+
+/// Head sizes that have kernels of their own on GPUs, with every mask and extra, over several tiles of keys.
+fn large_heads(dtype: DType) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (q_heads, kv_heads, dim) in [(8, 2, 64), (4, 1, 128), (2, 2, 128)] {
+        let seqs = vec![decode(1, 250), decode(2, 129), prompt(3, 200, 150), prompt(4, 130, 40)];
+        let long = AttnCase { q_heads, kv_heads, dim, seqs, ..AttnCase::mixed(dtype) };
+        let what = format!("long rows, heads {q_heads}/{kv_heads} of {dim}");
+        let case = |c: AttnCase, with: &str| c.case(OpKind::PagedAttention, format!("{what}{with}"));
+        cases.push(case(long.clone(), ""));
+        cases.push(case(AttnCase { page_tokens: 64, ..long.clone() }, ", pages of 64"));
+        cases.push(case(AttnCase { mask: Mask::Window { tokens: 70 }, ..long.clone() }, ", window"));
+        cases.push(case(AttnCase { mask: Mask::Full, ..long.clone() }, ", no mask"));
+        cases.push(case(AttnCase { soft_cap: Some(1.5), sinks: true, ..long.clone() }, ", soft cap, sinks"));
+        cases.push(case(AttnCase { slopes: true, ..long.clone() }, ", slopes"));
     }
     cases
 }

@@ -2,7 +2,8 @@
 //!
 //! A cell is the worst of what happened on the code paths of this host: `native` when the device started the op
 //! itself, `composed` when it ran other ops in its place, `no` when it refused, with the activation types in front of
-//! each. It holds no fact about the host, so every machine that passes writes the same text.
+//! each. It holds no fact about the host, so every machine that passes writes the same text. The column of a backend
+//! that this build or host lacks (a GPU's) is kept as it was written where it ran.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -59,7 +60,8 @@ fn replaced(text: &str) -> Result<String, String> {
 fn between(text: &str, start: &str, end: &str, body: &str) -> Result<String, String> {
     let missing = || format!("docs/support.md needs the lines\n{start}\n{end}");
     let (before, rest) = text.split_once(start).ok_or_else(missing)?;
-    let (_, after) = rest.split_once(end).ok_or_else(missing)?;
+    let (committed, after) = rest.split_once(end).ok_or_else(missing)?;
+    let body = with_kept_columns(body, committed);
     Ok(format!("{before}{start}\n\n{body}\n{end}{after}"))
 }
 
@@ -91,6 +93,27 @@ fn how(device: &Device, format: WeightFormat) -> &'static str {
         Ok(_) => "native",
         Err(_) => "no",
     }
+}
+
+/// `made` with the columns of `committed` that it has not, behind its own.
+fn with_kept_columns(made: &str, committed: &str) -> String {
+    let rows = |text: &str| -> Vec<Vec<String>> {
+        let cells = |line: &str| line.trim_matches('|').split('|').map(|c| c.trim().to_owned()).collect();
+        text.lines().filter(|l| l.starts_with('|')).map(cells).collect()
+    };
+    let (mut table, old) = (rows(made), rows(committed));
+    let Some((head, old_head)) = table.first().cloned().zip(old.first()) else { return made.to_owned() };
+    for (column, name) in old_head.iter().enumerate().filter(|(_, name)| !head.contains(name)) {
+        for row in &mut table {
+            let kept = old.iter().find(|o| o[0] == row[0]).and_then(|o| o.get(column));
+            row.push(kept.map_or_else(|| format!("not run since {name} was written"), Clone::clone));
+        }
+    }
+    let line = |row: &Vec<String>| match row[0].starts_with("---") {
+        true => format!("|---|{}\n", "---|".repeat(row.len() - 1)),
+        false => format!("| {} |\n", row.join(" | ")),
+    };
+    table.iter().map(line).collect()
 }
 
 /// The table over these devices.
