@@ -110,7 +110,7 @@ impl CudaStream {
                     pool: pool.region.address(),
                     attn: params,
                 };
-                let grid = [self.shared.gpu.units.min(bound.tiles * params.attn.q_heads), 1, 1];
+                let grid = [params.attn.q_heads, bound.tiles, 1];
                 self.launch(name, grid, HOPPER_THREADS, *shared_bytes, &params)
             }
         }
