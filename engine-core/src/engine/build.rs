@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::core::{Engine, LoopState};
 use super::handle::{EngineHandle, EngineState, QueueLimits};
 use super::types::OutputSink;
-use crate::backend::trace::Trace;
+use crate::backend::trace::{Log, Trace};
 use crate::backend::{Backend, CaptureLevel, Control, Invariance, KvGroupSpec, KvKind, MemInfo, StepCaps};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -159,7 +159,9 @@ pub fn start(
         progress,
     };
     let mut caps = caps(config, &plan, &sizes, options, wanted_len);
-    caps.arena_bytes = trace_arena(&backend, config, &plan, &sizes, &caps)?;
+    let traced = trace(&backend, config, &plan, &sizes, &caps)?;
+    caps.arena_bytes = traced.arena_bytes;
+    check_weights(&*backend, traced.weight_bytes, sizes.dtype)?;
     let model = Arc::new(Decoder::load(&loader, config, &plan, wanted_len)?);
     let kv = kv_pages(&*backend, &sizes, options, &mut caps, wanted_len)?;
     let max_model_len = kv.max_model_len;
@@ -264,15 +266,15 @@ fn caps(c: &ModelConfig, plan: &DecoderPlan, sizes: &Sizes, options: &EngineOpti
     }
 }
 
-/// The arena's height in the largest step, found by tracing it before a byte of weights is read. An op that the
-/// device does not have ends start-up here.
-fn trace_arena(
+/// The arena's height in the largest step and the bytes of all weights, found by tracing before a byte of weights is
+/// read. An op that the device does not have ends start-up here.
+fn trace(
     backend: &Arc<dyn Backend>,
     config: &ModelConfig,
     plan: &DecoderPlan,
     sizes: &Sizes,
     caps: &StepCaps,
-) -> Result<u64> {
+) -> Result<Log> {
     let trace = Trace::for_backend(backend.clone());
     let source = DummySource { seed: 0, std: 0.0, dtype: sizes.dtype };
     let loader = WeightLoader {
@@ -301,7 +303,26 @@ fn trace_arena(
         other => other,
     };
     Runner::new(&trace, model, runner_config)?.enqueue_largest().map_err(unsupported)?;
-    Ok(trace.log().arena_bytes)
+    Ok(trace.take())
+}
+
+/// Weights that cannot fit are refused before a byte of them is read, not after minutes of loading.
+fn check_weights(backend: &dyn Backend, wanted_bytes: u64, dtype: DType) -> Result<()> {
+    let free_bytes = backend.memory()?.free_bytes;
+    if wanted_bytes <= free_bytes {
+        return Ok(());
+    }
+    let smaller = match dtype {
+        DType::F32 => "give --dtype bfloat16 (half the bytes), choose a smaller model,",
+        _ => "choose a smaller model",
+    };
+    let missing_bytes = wanted_bytes - free_bytes;
+    Err(Error::OutOfMemory {
+        what: format!("loading the weights in {dtype}"),
+        wanted_bytes,
+        free_bytes,
+        hint: format!("{missing_bytes} bytes are missing: {smaller} or a machine with more memory"),
+    })
 }
 
 /// The KV cache as decided.

@@ -411,6 +411,42 @@ fn memory_and_sizes() {
     assert!(said.ends_with(" bytes are missing: lower --num-gpu-blocks-override"), "{said}");
 }
 
+/// No machine has this much: 100 layers of 10 * 65536^2 elements.
+#[test]
+fn weights_larger_than_memory_are_refused_before_they_are_read() {
+    let model = Model::new("weights-more-than-there-is");
+    model.configure(&json!({
+        "hidden_size": 65536, "intermediate_size": 131_072, "num_hidden_layers": 100, "num_attention_heads": 512,
+        "num_key_value_heads": 512, "vocab_size": 2048
+    }));
+    for (dtype, gib, smaller) in [
+        ("float32", 16_000, "give --dtype bfloat16 (half the bytes), choose a smaller model,"),
+        ("bfloat16", 8_000, "choose a smaller model"),
+    ] {
+        let start = std::time::Instant::now();
+        let dir = model.dir.display().to_string();
+        let said = refusal(
+            &[
+                &["serve", &dir, "--port", "0", "--log-level", "error", "--device", "cpu"][..],
+                &["--load-format", "dummy", "--dtype", dtype],
+            ]
+            .concat(),
+        );
+        let number = |from: &str, to: &str| -> u64 {
+            said.split(from).nth(1).and_then(|rest| rest.split(to).next()).unwrap().parse().unwrap()
+        };
+        let (wanted, free) = (number(" needs ", " bytes, "), number(" bytes, ", " bytes are free"));
+        assert_eq!(wanted >> 30, gib, "{said}");
+        let missing = wanted - free;
+        let line = format!(
+            "out of memory: loading the weights in {dtype} needs {wanted} bytes, {free} bytes are free; {missing} \
+             bytes are missing: {smaller} or a machine with more memory"
+        );
+        assert_eq!(said, line);
+        assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
+    }
+}
+
 #[test]
 fn a_port_in_use_and_models_that_are_nowhere() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
