@@ -7,18 +7,21 @@
 //! - [`source`]: where a checkpoint keeps its templates, and how one of several is chosen;
 //! - `rewrite`: tags that minijinja has no word for, put in terms of those it has;
 //! - `environment`: globals, filters and tests, in the meaning they have in jinja2;
-//! - `markup`: what `+` does to strings marked `safe`;
+//! - `operators`, `arithmetic`: `+`, `~` and `*` as calls of functions of ours;
 //! - `methods`: methods of `str`, `dict` and `list`;
 //! - `text`: Python's `str()` and `repr()`; `json`: `json.dumps`; [`clock`]: `strftime`.
 //!
-//! A template runs on a budget of instructions, so that a hostile one ends with an error instead of hanging.
+//! A template runs on a budget of instructions and, in `budget`, of the text it makes, so that a hostile one ends with
+//! an error instead of hanging or taking all memory.
 
+mod arithmetic;
+mod budget;
 pub mod clock;
 mod environment;
 mod filters;
 mod json;
-mod markup;
 mod methods;
+mod operators;
 mod rewrite;
 pub mod source;
 mod text;
@@ -79,6 +82,12 @@ pub enum TemplateError {
     /// The template ran longer than its budget.
     #[error("chat template, line {line}: stopped after {TEMPLATE_FUEL} instructions; it loops too long")]
     OutOfFuel { line: usize },
+    /// The template made more text than its budget.
+    #[error("chat template{}: stopped because it makes too much text for a conversation of this size", line_text(*line))]
+    OutOfText {
+        /// Unknown where plain text was one too many.
+        line: Option<usize>,
+    },
     /// `continue_final_message` does not fit the conversation or the template.
     #[error("{0}")]
     Continue(String),
@@ -139,13 +148,24 @@ impl ChatTemplate {
         for (name, value) in input.kwargs.into_iter().flatten() {
             context.insert(name.clone(), value.clone());
         }
+        let messages_count = messages.as_array().map_or(0, Vec::len);
         context.insert("messages".into(), messages);
         context.insert("tools".into(), input.tools.cloned().unwrap_or(Json::Null));
         context.insert("documents".into(), input.documents.cloned().unwrap_or(Json::Null));
         context.insert("add_generation_prompt".into(), Json::Bool(input.add_generation_prompt));
+        let input_bytes = context.values().map(budget::bytes_of).sum();
         let now = input.now.unwrap_or_else(CivilTime::now_utc);
         let context = environment::with_clock(&context, now);
-        template.render(context).map_err(|error| render_error(&error))
+        let mut output = budget::Output::default();
+        let budget = budget::open(input_bytes, messages_count);
+        let rendered = template.render_captured_to(context, &mut output);
+        match rendered {
+            result if budget.is_spent() => {
+                Err(TemplateError::OutOfText { line: result.err().and_then(|error| innermost_line(&error)) })
+            }
+            Err(error) => Err(render_error(&error)),
+            Ok(_) => Ok(output.into_text()),
+        }
     }
 }
 
@@ -197,6 +217,21 @@ fn cut_after_mark(rendered: &str, final_text: &str) -> Result<String, TemplateEr
     };
     let kept = &rendered[..place];
     Ok(if rendered[place..].starts_with(CONTINUE_TAG) { kept } else { kept.trim_end() }.to_owned())
+}
+
+/// The line of the first cause that names one.
+fn innermost_line(error: &minijinja::Error) -> Option<usize> {
+    let mut line = error.line();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        line = cause.downcast_ref::<minijinja::Error>().and_then(minijinja::Error::line).or(line);
+        source = cause.source();
+    }
+    line
+}
+
+fn line_text(line: Option<usize>) -> String {
+    line.map(|line| format!(", line {line}")).unwrap_or_default()
 }
 
 fn error_text(error: &minijinja::Error) -> String {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::clock::CivilTime;
 use super::filters::{self, Generator};
-use super::{TEMPLATE_FUEL, json, markup, methods, rewrite, text};
+use super::{TEMPLATE_FUEL, arithmetic, budget, json, methods, rewrite, text};
 
 /// What `raise_exception` was called with; travels as the source of a minijinja error.
 #[derive(Debug, thiserror::Error)]
@@ -26,16 +26,23 @@ pub(super) fn python_environment() -> Environment<'static> {
     environment.set_unknown_method_callback(methods::call);
     environment.set_formatter(|out, _, value| {
         let written = match value.as_str() {
-            Some(text) => out.write_str(text),
+            Some(text) => {
+                budget::take(text.len() as u64)?;
+                out.write_str(text)
+            }
             None => out.write_str(&text::to_str(value)),
         };
+        budget::check()?;
         written.map_err(Error::from)
     });
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("dict", dict);
-    environment.add_function(markup::ADD_FUNCTION, markup::add);
+    environment.add_function(arithmetic::ADD, arithmetic::add);
+    environment.add_function(arithmetic::CONCAT, arithmetic::concat);
+    environment.add_function(arithmetic::MULTIPLY, arithmetic::multiply);
     environment.add_filter("tojson", json::tojson);
-    environment.add_filter(rewrite::ITERABLE_FILTER, filters::iterable);
+    environment.add_filter(rewrite::ITERABLE_FILTER, filters::looped);
+    budget::guard_filters(&mut environment);
     filters::add_to(&mut environment);
     add_tests(&mut environment);
     environment

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 
+use super::budget;
 use super::text::{is_python_space, to_str};
 
 /// The result of `map`, `select`, `reject` and their kin: iterable, but without a length, an index or JSON, since
@@ -39,12 +40,16 @@ impl Object for Generator {
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     add_generators(environment);
     environment.add_filter("string", |value: &Value| match value.kind() {
-        ValueKind::String => value.clone(),
-        _ => Value::from(to_str(value)),
+        ValueKind::String => Ok(value.clone()),
+        _ => {
+            let text = to_str(value);
+            budget::check().map(|()| Value::from(text))
+        }
     });
     environment.add_filter("trim", trim);
     environment.add_filter("replace", |text: &Value, from: &Value, to: &Value, count: Option<usize>| {
-        to_str(text).replacen(&to_str(from), &to_str(to), count.unwrap_or(usize::MAX))
+        let (text, from, to) = (to_str(text), to_str(from), to_str(to));
+        replaced(&text, &from, &to, count)
     });
     environment.add_filter(
         "int",
@@ -90,6 +95,20 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("center", |text: &str, width: Option<usize>| {
         super::methods::center(text, width.unwrap_or(80), ' ')
     });
+}
+
+/// `str.replace`, its result taken from the budget before it is made.
+pub(super) fn replaced(text: &str, from: &str, to: &str, count: Option<usize>) -> Result<String, Error> {
+    let places = text.matches(from).count().min(count.unwrap_or(usize::MAX));
+    budget::take((places as u64).saturating_mul(to.len() as u64).saturating_add(text.len() as u64))?;
+    Ok(text.replacen(from, to, places))
+}
+
+/// The iterable of a `for` whose body holds so many bytes of plain text: each turn may print them.
+pub(super) fn looped(value: Value, body_bytes: Option<u64>) -> Result<Value, Error> {
+    let value = iterable(value)?;
+    budget::take((value.len().unwrap_or(0) as u64).saturating_mul(body_bytes.unwrap_or(0)))?;
+    Ok(value)
 }
 
 /// `value`, or Python's `TypeError` where Python can't iterate and minijinja would see an empty list.
@@ -194,6 +213,7 @@ fn join(value: Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
             None => item,
         };
         super::text::write_str(&item, &mut out);
+        budget::take(separator.len() as u64)?;
     }
     Ok(out)
 }

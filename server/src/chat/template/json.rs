@@ -4,6 +4,7 @@ use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Value};
 use std::fmt::Write as _;
 
+use super::budget;
 use super::filters::Generator;
 use super::text::{as_float, float_repr};
 
@@ -81,6 +82,10 @@ impl Writer {
         if depth > MAX_JSON_DEPTH {
             return Err(type_error("tojson: the value is nested too deeply".into()));
         }
+        let indent_bytes = self.indent.as_ref().map_or(0, |indent| indent.len() * depth);
+        let separator_bytes = self.item_separator.len() + self.key_separator.len();
+        let text_bytes = value.as_str().map_or(0, str::len) + indent_bytes + separator_bytes;
+        budget::take(budget::ELEMENT_BYTES + text_bytes as u64)?;
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),

@@ -4,7 +4,8 @@ use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::filters::iterable;
+use super::budget;
+use super::filters::{iterable, replaced};
 use super::text::is_python_space;
 
 /// Longest string that a padding method makes, in characters.
@@ -91,7 +92,7 @@ fn text_method(text: &str, args: &Args<'_>) -> Option<Result<Value, Error>> {
             false => Value::from(text.matches(&*needle).count()),
         }),
         "join" => join(text, args),
-        "format" => format(FormatStyle::StrFormat, text, &with_kwargs(args)).map(Value::from),
+        "format" => str_format(text, &with_kwargs(args)),
         "upper" => Ok(Value::from(text.to_uppercase())),
         "lower" | "casefold" => Ok(Value::from(text.to_lowercase())),
         "capitalize" => Ok(Value::from(capitalize(text))),
@@ -242,10 +243,8 @@ fn char_range(text: &str, args: &Args<'_>) -> Result<Option<std::ops::Range<usiz
 
 fn replace(text: &str, args: &Args<'_>) -> Result<Value, Error> {
     let (from, to) = (args.required_text(0)?, args.required_text(1)?);
-    match args.integer(2, "count")?.and_then(|count| usize::try_from(count).ok()) {
-        Some(count) => Ok(Value::from(text.replacen(&from, &to, count))),
-        None => Ok(Value::from(text.replace(&from, &to))),
-    }
+    let count = args.integer(2, "count")?.and_then(|count| usize::try_from(count).ok());
+    replaced(text, &from, &to, count).map(Value::from)
 }
 
 fn find(text: &str, args: &Args<'_>) -> Result<Value, Error> {
@@ -271,12 +270,18 @@ fn join(separator: &str, args: &Args<'_>) -> Result<Value, Error> {
             let message = format!("sequence item {index}: expected str instance, {} found", item.kind());
             Error::new(ErrorKind::InvalidOperation, message)
         })?;
+        budget::take((separator.len() + text.len()) as u64)?;
         if index > 0 {
             out.push_str(separator);
         }
         out.push_str(text);
     }
     Ok(Value::from(out))
+}
+
+fn str_format(text: &str, args: &[Value]) -> Result<Value, Error> {
+    budget::take_format(FormatStyle::StrFormat, text, args)?;
+    format(FormatStyle::StrFormat, text, args).map(Value::from)
 }
 
 fn with_kwargs(args: &Args<'_>) -> Vec<Value> {

@@ -2,13 +2,14 @@
 //!
 //! - `{% generation %}` ... `{% endgeneration %}` (transformers marks what the assistant wrote) becomes a `with`
 //!   block, which has the same scope and the same white space rules;
-//! - the iterable of every `for` passes through a filter that refuses `none`, as Python does;
-//! - where strings are marked `safe`, `+` becomes a call (see `markup`);
+//! - the iterable of every `for` passes through a filter that refuses `none`, as Python does, and is told how much
+//!   plain text the body holds (see `budget`);
+//! - `+`, `~` and `*` become calls (see `operators`);
 //! - `\r\n` and `\r` become `\n`, as jinja2's lexer does.
 
 use std::borrow::Cow;
 
-use super::markup;
+use super::operators;
 
 /// Name of the filter that [`for_minijinja`] puts behind every iterable.
 pub(super) const ITERABLE_FILTER: &str = "__python_iterable";
@@ -16,12 +17,13 @@ pub(super) const ITERABLE_FILTER: &str = "__python_iterable";
 /// `source` in terms that minijinja knows.
 pub(super) fn for_minijinja(source: &str) -> String {
     let source = unify_newlines(source);
-    let with_markup = markup::is_used(&source);
+    let mut loops = Loops::default();
     let mut out = String::with_capacity(source.len() + 256);
     let mut rest: &str = &source;
     while let Some(start) = rest.find('{') {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
+        loops.text_bytes += before.len();
         let taken = match tag.as_bytes().get(1) {
             Some(b'#') => tag.find("#}").map_or(tag.len(), |end| end + 2),
             Some(b'{') => tag_end(tag, "}}"),
@@ -29,12 +31,12 @@ pub(super) fn for_minijinja(source: &str) -> String {
             _ => 1,
         };
         let (tag, after) = tag.split_at(taken);
-        let tag = match with_markup && (tag.starts_with("{{") || tag.starts_with("{%")) {
-            true => Cow::Owned(markup::rewrite_additions(tag)),
+        let tag = match tag.starts_with("{{") || tag.starts_with("{%") {
+            true => Cow::Owned(operators::rewrite(tag)),
             false => Cow::Borrowed(tag),
         };
         if tag.starts_with("{%") {
-            rest = copy_block(&tag, after, &mut out);
+            rest = copy_block(&tag, after, &mut out, &mut loops);
         } else {
             out.push_str(&tag);
             rest = after;
@@ -64,7 +66,7 @@ fn tag_end(text: &str, mark: &str) -> usize {
 }
 
 /// Copies one `{% ... %}`, changed if need be, and after `raw` all up to `endraw`; returns what is left.
-fn copy_block<'s>(tag: &str, after: &'s str, out: &mut String) -> &'s str {
+fn copy_block<'s>(tag: &str, after: &'s str, out: &mut String, loops: &mut Loops) -> &'s str {
     let body_start = 2 + usize::from(matches!(tag.as_bytes().get(2), Some(b'-' | b'+')));
     let name_start = body_start + tag[body_start..].len() - tag[body_start..].trim_start().len();
     let name: &str =
@@ -78,17 +80,40 @@ fn copy_block<'s>(tag: &str, after: &'s str, out: &mut String) -> &'s str {
         }
         "for" => {
             out.push_str(&tag[..name_start + name.len()]);
-            copy_for(tail, out);
+            if let Some(place) = copy_for(tail, out) {
+                loops.open.push((place, loops.text_bytes));
+            }
+        }
+        "endfor" => {
+            out.push_str(tag);
+            loops.end(out);
         }
         "raw" => {
             out.push_str(tag);
             let end = end_of_raw(after);
             out.push_str(&after[..end]);
+            loops.text_bytes += end;
             return &after[end..];
         }
         _ => out.push_str(tag),
     }
     after
+}
+
+/// Plain text seen so far, and the loops that are open: where their filter ends, and the text before them.
+#[derive(Default)]
+struct Loops {
+    text_bytes: usize,
+    open: Vec<(usize, usize)>,
+}
+
+impl Loops {
+    /// Tells the filter of the innermost loop how much plain text its body holds.
+    fn end(&mut self, out: &mut String) {
+        if let Some((place, before)) = self.open.pop() {
+            out.insert_str(place, &format!("({})", self.text_bytes - before));
+        }
+    }
 }
 
 /// Where the `endraw` tag starts in `text`.
@@ -104,8 +129,8 @@ fn end_of_raw(text: &str) -> usize {
     text.len()
 }
 
-/// Copies ` x in ITERABLE [if ..] [recursive] %}` with a filter behind the iterable.
-fn copy_for(tail: &str, out: &mut String) {
+/// Copies ` x in ITERABLE [if ..] [recursive] %}` with a filter behind the iterable; returns where the filter ends.
+fn copy_for(tail: &str, out: &mut String) -> Option<usize> {
     let end = tail.strip_suffix("%}").map_or(tail.len(), |body| body.trim_end_matches(['-', '+']).len());
     let mut scanner = Scanner::new(&tail[..end], 0);
     let (mut iterable_start, mut iterable_end) = (None, end);
@@ -122,15 +147,18 @@ fn copy_for(tail: &str, out: &mut String) {
     }
     let Some(start) = iterable_start else {
         out.push_str(tail);
-        return;
+        return None;
     };
     let iterable = &tail[start..iterable_end];
     out.push_str(&tail[..start]);
     let trimmed = iterable.trim();
     let space_before = iterable.len() - iterable.trim_start().len();
     let (before, after) = (&iterable[..space_before], &iterable[space_before + trimmed.len()..]);
-    out.push_str(&format!("{before}({trimmed})|{ITERABLE_FILTER}{after}"));
+    out.push_str(&format!("{before}({trimmed})|{ITERABLE_FILTER}"));
+    let place = out.len();
+    out.push_str(after);
     out.push_str(&tail[iterable_end..]);
+    Some(place)
 }
 
 /// The whole identifier that starts at byte `at`, if one starts there.
@@ -205,7 +233,15 @@ mod tests {
                 "{% for x in f(a if b else c)[1:] if x in z recursive %}",
                 "{% for x in (f(a if b else c)[1:])|__python_iterable if x in z recursive %}",
             ),
-            ("{% for x in ' in %} if ' ~ d.in %}", "{% for x in (' in %} if ' ~ d.in)|__python_iterable %}"),
+            (
+                "{% for x in ' in %} if ' ~ d.in %}",
+                "{% for x in (__python_concat(' in %} if ' , d.in))|__python_iterable %}",
+            ),
+            (
+                "ab{% for x in y %}cd{% for z in x %}e{{ z }}{% endfor %}{% endfor %}f",
+                "ab{% for x in (y)|__python_iterable(3) %}cd{% for z in (x)|__python_iterable(1) %}e{{ z }}\
+                 {% endfor %}{% endfor %}f",
+            ),
             ("{% raw %}{% for x in y %}{%- endraw %}", "{% raw %}{% for x in y %}{%- endraw %}"),
             ("{{ {'a': {'b': 1}} }}", "{{ {'a': {'b': 1}} }}"),
             ("{% for", "{% for"),

@@ -53,6 +53,78 @@ fn hostile_templates_end_with_an_error() {
     }
 }
 
+/// Each would take gigabytes; each ends with the same error, in the line that grows.
+#[test]
+fn templates_that_grow_without_bound_end_with_one_error() {
+    let none = json!([]);
+    let looped = |body: &str| {
+        format!(
+            "{{% set n = namespace(x='0123456789', l=[1, 2]) %}}\n{{% for i in range(90000) %}}{body}{{% endfor %}}"
+        )
+    };
+    let grows = [
+        "{% set n.x = n.x ~ n.x %}",
+        "{% set n.x = n.x + n.x %}",
+        "{% set n.x = n.x * 9 %}",
+        "{% set n.x = n.x.replace('', n.x) %}",
+        "{% set n.x = n.x|replace('', n.x) %}",
+        "{% set n.x = [n.x, n.x]|join %}",
+        "{% set n.x = ''.join([n.x, n.x]) %}",
+        "{% set n.x = '%s%s'|format(n.x, n.x) %}",
+        "{% set n.x = '{0}{0}'.format(n.x) %}",
+        "{% set n.x = [n.x, n.x]|string %}",
+        "{% set n.x = [n.x, n.x]|tojson %}",
+        "{% set n.x = [n.x, n.x]|pprint %}",
+        "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}",
+        "{% set n.l = n.l + n.l %}",
+        "{% set n.l = n.l * 9 %}",
+        "{% set n.l = [n.l, 'a' * 100000] %}",
+        "{% set n.l = [n.l, 'a'|indent(100000, true)] %}",
+        "{% set n.l = [n.l, [1]|batch(100000, 0)] %}",
+        "{% set n.l = [n.l, '%99999d'|format(1)] %}",
+        "{% set n.l = [n.l, '{:99999}'.format(1)] %}",
+        "{% for j in range(90000) %}0123456789{% endfor %}",
+        "{% set x %}{% for j in range(90000) %}0123456789{% endfor %}{% endset %}{% set n.l = [n.l, x] %}",
+    ];
+    for body in grows {
+        // Plain text has no line.
+        let line = (!body.starts_with("{% for j") || body.contains("endset")).then_some(2);
+        assert_eq!(render(&looped(body), &none), Err(TemplateError::OutOfText { line }), "{body}");
+    }
+    let recursive = "{% macro m(x) %}{{ m(x ~ x) }}{% endmacro %}{{ m('0123456789') }}";
+    assert_eq!(render(recursive, &none), Err(TemplateError::OutOfText { line: Some(1) }));
+    for wide in [
+        "'%9999999999d'|format(1)",
+        "'%*d'|format(9999999999, 1)",
+        "'{:9999999999}'.format(1)",
+        "'a'|indent(9999999999)",
+        "[1]|batch(9999999999, 0)",
+        "[1]|slice(9999999999)",
+    ] {
+        let said = render(&format!("{{{{ {wide} }}}}"), &none).unwrap_err().to_string();
+        assert!(
+            said.ends_with("a width or count is above 1048576, the most that is taken"),
+            "{wide}: {said}"
+        );
+    }
+    let said = TemplateError::OutOfText { line: Some(2) }.to_string();
+    assert_eq!(
+        said,
+        "chat template, line 2: stopped because it makes too much text for a conversation of this size"
+    );
+}
+
+/// A template may copy the whole prompt so far for each message, and that of a long conversation.
+#[test]
+fn long_conversations_are_no_abuse() {
+    let messages: Vec<Json> =
+        (0..2_000).map(|i| json!({"role": "user", "content": "word ".repeat(100 + i % 7)})).collect();
+    let source = "{% set n = namespace(x='', l=[]) %}{% for m in messages %}{% set n.x = n.x ~ m.role ~ ': ' + m.content %}\
+                  {% set n.l = n.l + [m] %}{% endfor %}{{ n.x }}{{ n.l|length }}";
+    let prompt = render(source, &Json::Array(messages)).unwrap();
+    assert!(prompt.len() > 1_000_000 && prompt.ends_with(" 2000"), "{}", prompt.len());
+}
+
 #[test]
 fn messages_of_the_wrong_type_are_refused() {
     for messages in [json!({}), json!("x"), json!(["x"])] {

@@ -3,15 +3,18 @@
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
+use super::budget;
 use super::filters::Generator;
 
 /// Nesting at which `repr` stops; JSON bodies are bounded to less by their parser.
 const MAX_REPR_DEPTH: usize = 200;
 
-/// Appends Python's `str(value)`; an undefined value prints as nothing, as jinja2 prints it.
+/// Appends Python's `str(value)`; an undefined value prints as nothing, as jinja2 prints it. Once the rendering's
+/// budget is spent it appends no more; whoever can fail asks `budget::check`.
 pub(super) fn write_str(value: &Value, out: &mut String) {
     match value.as_str() {
-        Some(text) => out.push_str(text),
+        Some(text) if budget::take(text.len() as u64).is_ok() => out.push_str(text),
+        Some(_) => {}
         None if value.is_undefined() => {}
         None => write_repr(value, out, 0),
     }
@@ -61,6 +64,10 @@ fn write_repr(value: &Value, out: &mut String, depth: usize) {
         out.push_str("...");
         return;
     }
+    let text_bytes = value.as_str().map_or(0, str::len) as u64;
+    if budget::take(budget::ELEMENT_BYTES + text_bytes).is_err() {
+        return;
+    }
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::String => write_quoted(value.as_str().unwrap_or_default(), out),
@@ -80,6 +87,9 @@ fn write_dict(value: &Value, out: &mut String, depth: usize) {
     out.push('{');
     let pairs = value.as_object().and_then(|object| object.try_iter_pairs());
     for (index, (key, item)) in pairs.into_iter().flatten().enumerate() {
+        if budget::is_spent() {
+            return;
+        }
         if index > 0 {
             out.push_str(", ");
         }
@@ -95,6 +105,9 @@ fn write_list(value: &Value, out: &mut String, depth: usize) {
     out.push(if is_tuple { '(' } else { '[' });
     let mut count = 0;
     for item in value.try_iter().into_iter().flatten() {
+        if budget::is_spent() {
+            return;
+        }
         if count > 0 {
             out.push_str(", ");
         }
