@@ -1,6 +1,8 @@
 //! `/v1/chat/completions`: whole and streamed.
 
 use serde_json::{Value, json};
+use server::client::mock::MockConfig;
+use server::http::HttpOptions;
 
 use crate::harness::{TestServer, check_error, merged};
 
@@ -152,6 +154,25 @@ async fn logprobs_have_bytes_and_candidates() {
     assert_eq!(plain["choices"][0]["logprobs"]["content"][0]["top_logprobs"], json!([]));
     let prompt = server.chat(json!({"messages": hi(), "prompt_logprobs": 0, "max_tokens": 1})).await.json();
     assert_eq!(prompt["prompt_logprobs"].as_array().unwrap().len(), 19);
+}
+
+/// Templates that would run for ever or take all memory are the request's own fault here, and end with one error.
+#[tokio::test]
+async fn a_hostile_template_ends_with_one_clear_error() {
+    let mut options = HttpOptions::default();
+    options.frontend.trust_request_chat_template = true;
+    let server = TestServer::with(MockConfig::new(256), options).start();
+    let twice =
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}";
+    let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+    for (template, wanted) in
+        [(twice, "makes too much text"), (endless, "it loops too long"), ("{{ 1 + }}", "line 1")]
+    {
+        let answer = server.chat(json!({"messages": hi(), "chat_template": template})).await;
+        check_error(&answer, 400, "BadRequestError", None);
+        assert!(answer.body.contains(wanted), "{}", answer.body);
+    }
+    assert_eq!(server.chat(json!({"messages": hi(), "max_tokens": 1})).await.status, 200);
 }
 
 #[tokio::test]

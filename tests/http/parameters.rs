@@ -132,6 +132,68 @@ async fn wrong_types_are_refused_by_path() {
     }
 }
 
+/// Each number of a body, below its range and above it; `None` where there is no such bound.
+const NUMBERS: &[(&str, &str, Option<f64>, Option<f64>)] = &[
+    ("completions", "n", Some(0.0), Some(16_385.0)),
+    ("completions", "best_of", Some(0.0), Some(16_385.0)),
+    ("completions", "temperature", Some(-0.01), Some(2.01)),
+    ("completions", "top_p", Some(0.0), Some(1.01)),
+    ("completions", "top_k", Some(-2.0), Some(5e9)),
+    ("completions", "min_p", Some(-0.01), Some(1.01)),
+    ("completions", "presence_penalty", Some(-2.01), Some(2.01)),
+    ("completions", "frequency_penalty", Some(-2.01), Some(2.01)),
+    ("completions", "repetition_penalty", Some(0.0), Some(1e300)),
+    ("completions", "seed", Some(-1e30), Some(1e30)),
+    ("completions", "max_tokens", Some(0.0), Some(257.0)),
+    ("completions", "min_tokens", Some(-1.0), Some(257.0)),
+    ("completions", "logprobs", Some(-2.0), Some(21.0)),
+    ("completions", "prompt_logprobs", Some(-2.0), Some(21.0)),
+    ("completions", "truncate_prompt_tokens", Some(-2.0), Some(1e30)),
+    ("completions", "stream_interval", Some(0.0), Some(1e30)),
+    ("completions", "priority", Some(-1.0), Some(1.0)),
+    ("chat/completions", "max_completion_tokens", Some(0.0), Some(257.0)),
+    ("chat/completions", "top_logprobs", Some(-2.0), Some(21.0)),
+];
+
+#[tokio::test]
+async fn every_number_has_a_range() {
+    let server = TestServer::new().start();
+    for (endpoint, name, below, above) in NUMBERS {
+        for value in [below, above].into_iter().flatten() {
+            // Whole where it can be, so that it is the range that is refused and not the type.
+            let value =
+                if value.fract() == 0.0 && value.abs() < 1e18 { json!(*value as i64) } else { json!(value) };
+            let mut body = json!({"prompt": "Hello", "messages": [{"role": "user", "content": "Hello"}]});
+            if *name == "top_logprobs" {
+                body["logprobs"] = json!(true);
+            }
+            body[*name] = value.clone();
+            let answer = server.post(&format!("/v1/{endpoint}"), &body).await;
+            assert_eq!(answer.status, 400, "{name} {value}: {}", answer.body);
+            let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+            assert!(message.contains(name), "{name} {value}: {message}");
+        }
+    }
+}
+
+/// The table above has every name that the code reads as a number from a body.
+#[test]
+fn no_number_is_left_out() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/src/openai");
+    let mut names = std::collections::BTreeSet::new();
+    for file in std::fs::read_dir(dir).unwrap().map_while(Result::ok).filter(|f| f.path().is_file()) {
+        let source = std::fs::read_to_string(file.path()).unwrap();
+        let source = source.split("#[cfg(test)]").next().unwrap();
+        for call in [".int(\"", ".number(\""] {
+            names.extend(
+                source.split(call).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned),
+            );
+        }
+    }
+    let tried: std::collections::BTreeSet<String> = NUMBERS.iter().map(|row| row.1.to_owned()).collect();
+    assert_eq!(names, tried);
+}
+
 #[tokio::test]
 async fn values_at_the_edge_are_taken() {
     let server = TestServer::new().start();

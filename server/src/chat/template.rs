@@ -8,6 +8,7 @@
 //! - `rewrite`: tags that minijinja has no word for, put in terms of those it has;
 //! - `environment`: globals, filters and tests, in the meaning they have in jinja2;
 //! - `operators`, `arithmetic`: `+`, `~` and `*` as calls of functions of ours;
+//! - `nesting`: how deep a template's own values may nest;
 //! - `methods`: methods of `str`, `dict` and `list`;
 //! - `text`: Python's `str()` and `repr()`; `json`: `json.dumps`; [`clock`]: `strftime`.
 //!
@@ -21,6 +22,7 @@ mod environment;
 mod filters;
 mod json;
 mod methods;
+mod nesting;
 mod operators;
 mod rewrite;
 pub mod source;

@@ -73,6 +73,8 @@ pub struct SamplingFields {
     max_tokens_name: &'static str,
     min_tokens: Option<i64>,
     logprobs: Option<i64>,
+    /// As the body calls it.
+    logprobs_name: &'static str,
     prompt_logprobs: Option<i64>,
     logit_bias: Vec<(String, Value)>,
     allowed_token_ids: Option<Vec<i64>>,
@@ -187,7 +189,7 @@ impl SamplingFields {
     ) -> Result<Sampling, ApiError> {
         let mut params = self.distribution(defaults)?;
         let (n, best_of) = self.counts(params.temperature == 0.0)?;
-        params.logprobs = self.logprob_count("logprobs", self.logprobs, info)?;
+        params.logprobs = self.logprob_count(self.logprobs_name, self.logprobs, info)?;
         if best_of > n {
             params.logprobs = params.logprobs.or(Some(0));
         }
@@ -224,6 +226,7 @@ impl SamplingFields {
         match endpoint {
             Endpoint::Completions => {
                 self.best_of = f.int("best_of");
+                self.logprobs_name = "logprobs";
                 self.logprobs = f.int("logprobs");
                 // Absent is 16; null is the rest of the context.
                 let given = f.has("max_tokens");
@@ -239,6 +242,7 @@ impl SamplingFields {
                 if top.is_some_and(|t| t != 0) && !wanted {
                     f.reject("top_logprobs", "needs `logprobs` to be true");
                 }
+                self.logprobs_name = "top_logprobs";
                 self.logprobs = wanted.then(|| top.unwrap_or(0));
             }
         }

@@ -8,6 +8,7 @@
 //! (absent, a SentencePiece tokenizer adds bos, as Llama's does).
 
 mod byte_level;
+mod contain;
 mod gguf;
 mod longest;
 mod settings;
@@ -18,6 +19,7 @@ use std::path::Path;
 
 use super::detokenize::{self, DecodeOptions};
 use super::sentencepiece::{Place, SentencePiece};
+use contain::contained;
 use settings::{AddedToken, Settings};
 use split::{Segment, Splitter};
 pub(crate) use table::{Decoding, Invalid, Leading, TokenTable};
@@ -98,9 +100,15 @@ impl Tokenizer {
         let settings = Settings::read(directory)?;
         let path = directory.join("tokenizer.json");
         if let Some(bytes) = settings::read_if_there(&path)? {
-            let refused = |error: tokenizers::Error| file_error(&path, format!("is no tokenizer: {error}"));
-            let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(refused)?;
-            return Self::from_hugging_face(tokenizer, &settings, &path);
+            let refused = |error: String| file_error(&path, format!("is no tokenizer: {error}"));
+            // Told apart from what is JSON and no tokenizer, for a message that says where.
+            serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|e| refused(e.to_string()))?;
+            let read = || {
+                let tokenizer =
+                    tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| refused(e.to_string()))?;
+                Self::from_hugging_face(tokenizer, &settings, &path)
+            };
+            return contained(read).map_err(refused)?;
         }
         let path = directory.join("tokenizer.model");
         if let Some(bytes) = settings::read_if_there(&path)? {
@@ -123,7 +131,8 @@ impl Tokenizer {
         let mut ids: Vec<u32> = self.bos_before.filter(|_| add_special).into_iter().collect();
         match &self.encoder {
             Encoder::HuggingFace(tokenizer) => {
-                let encoding = tokenizer.encode_fast(text, add_special);
+                let encoding = contained(|| tokenizer.encode_fast(text, add_special));
+                let encoding = encoding.map_err(TokenizerError::Encode)?;
                 let encoding = encoding.map_err(|error| TokenizerError::Encode(error.to_string()))?;
                 ids.extend_from_slice(encoding.get_ids());
             }
@@ -244,7 +253,9 @@ impl Tokenizer {
     /// Decodes a window with the tokenizer's own decoder; for [`Decoding::Windowed`] only.
     pub(crate) fn decode_window(&self, ids: &[u32]) -> String {
         match &self.encoder {
-            Encoder::HuggingFace(tokenizer) => tokenizer.decode(ids, false).unwrap_or_default(),
+            Encoder::HuggingFace(tokenizer) => {
+                contained(|| tokenizer.decode(ids, false).unwrap_or_default()).unwrap_or_default()
+            }
             Encoder::SentencePiece { .. } => String::new(),
         }
     }

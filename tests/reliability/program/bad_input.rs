@@ -202,6 +202,49 @@ fn config_json() {
 }
 
 #[test]
+fn config_json_that_contradicts_itself() {
+    let one = |name, changes, wanted| check(vec![(name, configured(changes), &[], wanted)]);
+    one(
+        "config-multiple",
+        json!({"hidden_size": 33}),
+        "config.json: hidden_size is 33; a multiple of num_attention_heads (2), or a head_dim, is wanted",
+    );
+    one(
+        "config-yarn",
+        json!({"rope_scaling": {"rope_type": "yarn"}}),
+        "config.json: rope_scaling.factor is missing; a number above 0 is wanted",
+    );
+    one(
+        "config-rope",
+        json!({"rope_scaling": {"rope_type": "spiral", "factor": 2}}),
+        "config.json: rope_scaling.rope_type is \"spiral\"; one of default, linear, dynamic, llama3, yarn, longrope is \
+         wanted",
+    );
+    one(
+        "config-dtype",
+        json!({"torch_dtype": "int8"}),
+        "config.json: torch_dtype is \"int8\"; one of float32, float16, bfloat16 is wanted",
+    );
+    one(
+        "config-window",
+        json!({"architectures": ["MistralForCausalLM"], "sliding_window": -1}),
+        "config.json: sliding_window is -1; a whole number of at least 1 is wanted",
+    );
+    one(
+        "config-untied",
+        json!({"tie_word_embeddings": false}),
+        "DIR: has no tensor lm_head.weight (it has 11, such as model.norm.weight)",
+    );
+    let unicode = written("config.json", b"{\"a\": \"\xff\"}");
+    check(vec![(
+        "config-utf8",
+        unicode,
+        &[],
+        "DIR/config.json: is no valid JSON: invalid unicode code point at line 1 column 8",
+    )]);
+}
+
+#[test]
 fn weight_files() {
     let long_header = [&(1_u64 << 60).to_le_bytes()[..], &[b'{'; 64]].concat();
     check(vec![
@@ -258,6 +301,13 @@ fn weight_tensors() {
             &[],
             "DIR/model.safetensors: tensor model.layers.0.input_layernorm.weight has shape [16, 2]; config.json makes \
              it [32]",
+        ),
+        (
+            "weights-overflow",
+            header("[32]", "[1099511627776,1099511627776]"),
+            &[],
+            "DIR/model.safetensors: header: tensor model.layers.0.input_layernorm.weight: the size of shape \
+             [1099511627776, 1099511627776] of F32 is no whole number of bytes below 2^61 at line 1 column 244",
         ),
         (
             "weights-renamed",

@@ -20,7 +20,7 @@ const LEAST_BYTES: u64 = 64 << 20;
 /// Bytes no rendering may make.
 const MOST_BYTES: u64 = 2 << 30;
 /// What an element of a list counts.
-pub(super) const ELEMENT_BYTES: u64 = 16;
+pub(super) const ELEMENT_BYTES: u64 = 24;
 /// Largest width or count that a filter takes.
 const MAX_WIDTH: u64 = 1 << 20;
 
@@ -129,6 +129,11 @@ pub(super) fn check() -> Result<(), Error> {
     }
 }
 
+/// Spends all of it.
+pub(super) fn exhaust() {
+    SPENT.set(LEFT.get().is_some());
+}
+
 /// Whether it is spent: what writes text without a result stops then.
 pub(super) fn is_spent() -> bool {
     SPENT.get()
@@ -165,10 +170,12 @@ fn take_arguments(name: &str, args: &[Value]) -> Result<(), Error> {
     if largest > MAX_WIDTH {
         return Err(too_wide(name));
     }
-    // `indent` pads every line; the others make one list of so many elements.
-    let lines =
-        if name == "indent" { first.as_str().map_or(1, |text| text.lines().count() as u64) } else { 1 };
-    take(lines.saturating_mul(largest))
+    // `indent` pads every line with so many bytes; the others make a list of so many elements.
+    let each = match name {
+        "indent" => first.as_str().map_or(1, |text| text.lines().count() as u64 + 1),
+        _ => ELEMENT_BYTES,
+    };
+    take(largest.saturating_mul(each))
 }
 
 /// Takes what a format string and its arguments can make at most: each field may be as wide as it says, and may print

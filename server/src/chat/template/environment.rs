@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::clock::CivilTime;
 use super::filters::{self, Generator};
-use super::{TEMPLATE_FUEL, arithmetic, budget, json, methods, rewrite, text};
+use super::{TEMPLATE_FUEL, arithmetic, budget, json, methods, nesting, rewrite, text};
 
 /// What `raise_exception` was called with; travels as the source of a minijinja error.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,7 @@ pub(super) fn python_environment() -> Environment<'static> {
     environment.add_function(arithmetic::MULTIPLY, arithmetic::multiply);
     environment.add_filter("tojson", json::tojson);
     environment.add_filter(rewrite::ITERABLE_FILTER, filters::looped);
+    environment.add_filter(nesting::ASSIGNED_FILTER, nesting::assigned);
     budget::guard_filters(&mut environment);
     filters::add_to(&mut environment);
     add_tests(&mut environment);

@@ -4,12 +4,13 @@
 //!   block, which has the same scope and the same white space rules;
 //! - the iterable of every `for` passes through a filter that refuses `none`, as Python does, and is told how much
 //!   plain text the body holds (see `budget`);
+//! - every assigned value passes through a filter that refuses what nests too deep (see `nesting`);
 //! - `+`, `~` and `*` become calls (see `operators`);
 //! - `\r\n` and `\r` become `\n`, as jinja2's lexer does.
 
 use std::borrow::Cow;
 
-use super::operators;
+use super::{nesting, operators};
 
 /// Name of the filter that [`for_minijinja`] puts behind every iterable.
 pub(super) const ITERABLE_FILTER: &str = "__python_iterable";
@@ -83,6 +84,10 @@ fn copy_block<'s>(tag: &str, after: &'s str, out: &mut String, loops: &mut Loops
             if let Some(place) = copy_for(tail, out) {
                 loops.open.push((place, loops.text_bytes));
             }
+        }
+        "set" => {
+            out.push_str(&tag[..name_start + name.len()]);
+            copy_set(tail, out);
         }
         "endfor" => {
             out.push_str(tag);
@@ -159,6 +164,29 @@ fn copy_for(tail: &str, out: &mut String) -> Option<usize> {
     out.push_str(after);
     out.push_str(&tail[iterable_end..]);
     Some(place)
+}
+
+/// Copies ` TARGET = VALUE %}` with a filter behind the value. A block (`{% set x %}`) has text for a value.
+fn copy_set(tail: &str, out: &mut String) {
+    let end = tail.strip_suffix("%}").map_or(tail.len(), |body| body.trim_end_matches(['-', '+']).len());
+    let mut scanner = Scanner::new(&tail[..end], 0);
+    let mut equals = None;
+    while let Some(at) = scanner.next_outside_strings() {
+        scanner.track_depth(at);
+        if scanner.depth == 0 && tail.as_bytes()[at] == b'=' {
+            equals = Some(at);
+            break;
+        }
+    }
+    let Some(value_start) = equals.map(|at| at + 1).filter(|start| !tail[*start..end].trim().is_empty())
+    else {
+        out.push_str(tail);
+        return;
+    };
+    let (target, value) = (&tail[..value_start], tail[value_start..end].trim());
+    let to_attribute = if target.contains('.') { "true" } else { "false" };
+    out.push_str(&format!("{target} ({value})|{}({to_attribute}) ", nesting::ASSIGNED_FILTER));
+    out.push_str(&tail[end..]);
 }
 
 /// The whole identifier that starts at byte `at`, if one starts there.
@@ -243,6 +271,11 @@ mod tests {
                  {% endfor %}{% endfor %}f",
             ),
             ("{% raw %}{% for x in y %}{%- endraw %}", "{% raw %}{% for x in y %}{%- endraw %}"),
+            (
+                "{%- set a, b = c == 1, '=' -%}{% set n.x=a %}{% set y %}{% set z | f(a=1) %}",
+                "{%- set a, b = (c == 1, '=')|__python_assigned(false) -%}{% set n.x= (a)|__python_assigned(true) %}\
+                 {% set y %}{% set z | f(a=1) %}",
+            ),
             ("{{ {'a': {'b': 1}} }}", "{{ {'a': {'b': 1}} }}"),
             ("{% for", "{% for"),
             ("a\r\nb\rc{", "a\nb\nc{"),

@@ -78,13 +78,13 @@ fn templates_that_grow_without_bound_end_with_one_error() {
         "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}",
         "{% set n.l = n.l + n.l %}",
         "{% set n.l = n.l * 9 %}",
-        "{% set n.l = [n.l, 'a' * 100000] %}",
-        "{% set n.l = [n.l, 'a'|indent(100000, true)] %}",
-        "{% set n.l = [n.l, [1]|batch(100000, 0)] %}",
-        "{% set n.l = [n.l, '%99999d'|format(1)] %}",
-        "{% set n.l = [n.l, '{:99999}'.format(1)] %}",
+        "{% set n.l = n.l + ['a' * 100000] %}",
+        "{% set n.l = n.l + ['a'|indent(100000, true)] %}",
+        "{% set n.l = n.l + [[1]|batch(100000, 0)] %}",
+        "{% set n.l = n.l + ['%99999d'|format(1)] %}",
+        "{% set n.l = n.l + ['{:99999}'.format(1)] %}",
         "{% for j in range(90000) %}0123456789{% endfor %}",
-        "{% set x %}{% for j in range(90000) %}0123456789{% endfor %}{% endset %}{% set n.l = [n.l, x] %}",
+        "{% set x %}{% for j in range(90000) %}0123456789{% endfor %}{% endset %}{% set n.l = n.l + [x] %}",
     ];
     for body in grows {
         // Plain text has no line.
@@ -112,6 +112,32 @@ fn templates_that_grow_without_bound_end_with_one_error() {
         said,
         "chat template, line 2: stopped because it makes too much text for a conversation of this size"
     );
+}
+
+/// Values that nest without end would overflow the stack when they are printed, compared or dropped.
+#[test]
+fn values_that_nest_without_end_are_refused() {
+    let none = json!([]);
+    for body in [
+        "{% set n.l = [n.l] %}",
+        "{% set n.l = [1, n.l] %}",
+        "{% set n.l = {'a': n.l} %}",
+        "{% set n.l = n.l, 1 %}",
+    ] {
+        let source =
+            format!("{{% set n = namespace(l=[]) %}}{{% for i in range(90000) %}}{body}{{% endfor %}}");
+        let said = render(&source, &none).unwrap_err().to_string();
+        assert_eq!(said, "chat template, line 1: a value is nested more than 200 deep", "{body}");
+    }
+    let lines: String = (0..50_000).map(|_| "{% set x = [x] %}").collect();
+    let said = render(&lines, &none).unwrap_err().to_string();
+    assert_eq!(said, "chat template, line 1: a value is nested more than 200 deep");
+    for value in ["n", "[n]", "{'a': [1, n]}"] {
+        let said =
+            render(&format!("{{% set n = namespace() %}}{{% set n.x = {value} %}}{{{{ n|upper }}}}"), &none);
+        let wanted = "chat template, line 1: a namespace may not hold a namespace";
+        assert_eq!(said.unwrap_err().to_string(), wanted, "{value}");
+    }
 }
 
 /// A template may copy the whole prompt so far for each message, and that of a long conversation.

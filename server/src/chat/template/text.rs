@@ -61,7 +61,8 @@ pub(super) fn is_python_space(c: char) -> bool {
 
 fn write_repr(value: &Value, out: &mut String, depth: usize) {
     if depth > MAX_REPR_DEPTH {
-        out.push_str("...");
+        // Nothing nests so deep but what holds itself.
+        budget::exhaust();
         return;
     }
     let text_bytes = value.as_str().map_or(0, str::len) as u64;

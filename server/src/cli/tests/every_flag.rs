@@ -256,6 +256,37 @@ fn a_flag_whose_function_comes_later_refuses_what_asks_for_it() {
     assert!(refused > 100, "only {refused} lines were typed");
 }
 
+/// Below its range, above it, and no number at all.
+#[test]
+fn every_number_has_a_range() {
+    let (mut refused, mut wrong) = (0, Vec::new());
+    for spec in COMMANDS {
+        for flag in spec.flags().into_iter().filter(|flag| matches!(flag.status, Status::Active)) {
+            let (below, above) = match flag.kind {
+                Kind::Int { min, max } | Kind::Human { min, max, .. } => {
+                    ((min - 1).to_string(), (max + 1).to_string())
+                }
+                Kind::HumanOrAuto { max, .. } => ("-2".to_owned(), (max + 1).to_string()),
+                Kind::Bytes => ("-1".to_owned(), "1e40".to_owned()),
+                Kind::Float { min, max } => ((min - 0.5).to_string(), (max * 2.0 + 0.5).to_string()),
+                Kind::FloatAbove { min, max } => (min.to_string(), (max * 2.0 + 0.5).to_string()),
+                _ => continue,
+            };
+            for value in [below, above, "many".to_owned(), "NaN".to_owned(), String::new()] {
+                let mut line = needed(spec, flag);
+                line.push(format!("--{}={value}", flag.name));
+                let result = words(&line.iter().map(String::as_str).collect::<Vec<_>>());
+                match result.map_err(|e| e.to_string()) {
+                    Err(message) if message.starts_with(&format!("error: --{}: ", flag.name)) => refused += 1,
+                    other => wrong.push(format!("{line:?}: {other:?}")),
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(refused > 200, "only {refused} lines were typed");
+}
+
 /// The words of issue and reference, not of the table: what scripts have in them.
 #[test]
 fn older_scripts_start_or_hear_why_not() {
