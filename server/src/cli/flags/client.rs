@@ -59,7 +59,7 @@ pub const SAMPLING: Group = Group {
         Flag::float("presence-penalty", -2.0, 2.0, "Against tokens that came").unset("0"),
         Flag::new(
             "repetition-penalty",
-            Kind::FloatAbove { min: 0.0, max: f64::INFINITY },
+            Kind::FloatAbove { min: 0.0, max: 1e6 },
             "Divides the logits of tokens that came",
         )
         .unset("the model's"),

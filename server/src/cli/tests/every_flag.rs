@@ -272,7 +272,9 @@ fn every_number_has_a_range() {
                 Kind::FloatAbove { min, max } => (min.to_string(), (max * 2.0 + 0.5).to_string()),
                 _ => continue,
             };
-            for value in [below, above, "many".to_owned(), "NaN".to_owned(), String::new()] {
+            // A range without end has nothing above it.
+            let values = [below, above, "many".to_owned(), "NaN".to_owned(), String::new()];
+            for value in values.into_iter().filter(|value| value != "inf") {
                 let mut line = needed(spec, flag);
                 line.push(format!("--{}={value}", flag.name));
                 let result = words(&line.iter().map(String::as_str).collect::<Vec<_>>());
