@@ -163,7 +163,7 @@ fn take_arguments(name: &str, args: &[Value]) -> Result<(), Error> {
         // A sum of lists, or of strings, is as long as all of them.
         "sum" => first.try_iter()?.try_for_each(|item| take_elements(&item))?,
         _ if PRINTING.contains(&name) => take(text_bytes(first)?)?,
-        _ => args.iter().try_for_each(|value| take_elements(value))?,
+        _ => args.iter().try_for_each(take_elements)?,
     }
     let numbers = rest.iter().flat_map(numbers_of).max().filter(|_| PADDING.contains(&name));
     let Some(largest) = numbers else { return Ok(()) };
