@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../http/harness.rs"]
-#[expect(dead_code, reason = "the tests of the wire use the rest")]
+#[allow(dead_code, unused_imports, reason = "the tests of the wire use the rest")]
 mod harness;
 #[path = "mutations/mutate.rs"]
 mod mutate;
