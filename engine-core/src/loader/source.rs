@@ -22,6 +22,11 @@ pub trait WeightSource: Sync {
 
     /// Bytes of all tensors together, for a progress bar; 0 when not known.
     fn total_bytes(&self) -> u64;
+
+    /// Whether every weight is plain numbers, so that its bytes on a device follow from its shape.
+    fn is_plain(&self) -> bool {
+        false
+    }
 }
 
 impl<T: WeightSource + Send + ?Sized> WeightSource for std::sync::Arc<T> {
@@ -32,11 +37,19 @@ impl<T: WeightSource + Send + ?Sized> WeightSource for std::sync::Arc<T> {
     fn total_bytes(&self) -> u64 {
         (**self).total_bytes()
     }
+
+    fn is_plain(&self) -> bool {
+        (**self).is_plain()
+    }
 }
 
 impl WeightSource for Checkpoint {
     fn total_bytes(&self) -> u64 {
         Checkpoint::total_bytes(self)
+    }
+
+    fn is_plain(&self) -> bool {
+        true
     }
 
     fn part(&self, name: &str, shape: [u64; 2]) -> Result<HostPart> {
@@ -83,6 +96,10 @@ pub struct DummySource {
 impl WeightSource for DummySource {
     fn total_bytes(&self) -> u64 {
         0
+    }
+
+    fn is_plain(&self) -> bool {
+        true
     }
 
     fn part(&self, name: &str, shape: [u64; 2]) -> Result<HostPart> {
