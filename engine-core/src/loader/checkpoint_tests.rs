@@ -142,7 +142,7 @@ fn a_tensor_of_the_wrong_shape_or_type_is_named_with_its_file() {
 #[test]
 fn load_formats_parse() {
     assert_eq!("pt".parse(), Ok(LoadFormat::Pt));
-    assert!("pth".parse::<LoadFormat>().unwrap_err().contains("auto, safetensors, pt, dummy"));
+    assert!("pth".parse::<LoadFormat>().unwrap_err().contains("auto, safetensors, pt, gguf, dummy"));
 }
 
 #[test]
