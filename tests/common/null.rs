@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine_core::DType;
 use engine_core::backend::Backend;
@@ -31,7 +32,12 @@ pub fn config(max_len: u32) -> ModelConfig {
 
 /// A device that draws from [`IDS`].
 pub fn backend() -> Arc<dyn Backend> {
-    Arc::new(NullBackend::new(NullConfig { ids: IDS, ..NullConfig::default() }))
+    paced(Duration::ZERO)
+}
+
+/// The same, each of whose steps takes this time: requests that come together then run together.
+pub fn paced(step_time: Duration) -> Arc<dyn Backend> {
+    Arc::new(NullBackend::new(NullConfig { ids: IDS, step_time, ..NullConfig::default() }))
 }
 
 /// What a request of this seed and prompt length gets.

@@ -2,7 +2,9 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
+use engine_core::backend::Backend;
 use engine_core::config::GenerationConfig;
 use serde_json::Map;
 use server::cli::{EngineArgs, LoadFormat, LogFormat};
@@ -35,8 +37,21 @@ impl Server {
         server
     }
 
-    /// The same, not yet running: for [`HttpServer::listen`], or with another tokenizer.
-    pub fn build(
+    /// The same on a device that takes a millisecond for a step: what comes together runs together.
+    pub fn paced(args: EngineArgs, options: HttpOptions, max_len: u32) -> Arc<Server> {
+        let device = null::paced(Duration::from_millis(1));
+        let server = Self::on(device, args, options, max_len, Arc::new(ByteCodec));
+        server.run();
+        server
+    }
+
+    /// As [`Server::start`], not yet running: for [`HttpServer::listen`], or with another tokenizer.
+    pub fn build(args: EngineArgs, options: HttpOptions, max_len: u32, codec: Arc<dyn Codec>) -> Arc<Server> {
+        Self::on(null::backend(), args, options, max_len, codec)
+    }
+
+    fn on(
+        device: Arc<dyn Backend>,
         mut args: EngineArgs,
         mut options: HttpOptions,
         max_len: u32,
@@ -56,7 +71,7 @@ impl Server {
             codec,
             chat: None,
         };
-        let (backend, rig) = Rigged::new(null::backend());
+        let (backend, rig) = Rigged::new(device);
         let metrics = Arc::new(Metrics::new());
         let (fanout, sink) = Fanout::new(metrics.clone());
         let engine =

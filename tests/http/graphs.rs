@@ -22,7 +22,7 @@ fn args(words: &str) -> EngineArgs {
 /// Graphs captured and replayed while one to nine rows decode together.
 async fn graphs(words: &str) -> (u64, u64) {
     let args = EngineArgs { max_num_seqs: Some(16), ..args(words) };
-    let server = Server::start(args, HttpOptions::default(), 256);
+    let server = Server::paced(args, HttpOptions::default(), 256);
     for rows in 1..=9 {
         let body = json!({"prompt": vec!["a"; rows], "max_tokens": 16, "ignore_eos": true});
         assert_eq!(server.complete(body).await.status, 200);

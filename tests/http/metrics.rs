@@ -264,7 +264,7 @@ async fn preemptions_of_a_request_are_observed() {
     // Two answers that grow past what fits together.
     let args =
         EngineArgs { num_gpu_blocks_override: Some(9), max_num_seqs: Some(2), ..EngineArgs::default() };
-    let server = Server::start(args, HttpOptions::default(), 128);
+    let server = Server::paced(args, HttpOptions::default(), 128);
     let body = json!({"prompt": ["abc", "xyz"], "max_tokens": 100, "ignore_eos": true});
     assert_eq!(server.complete(body).await.status, 200);
     let scrape = scrape(&server).await;

@@ -60,6 +60,8 @@ pub struct Metrics {
     pub http: HttpMetrics,
     /// HTTP requests for the model that are in work (`/load`).
     in_work: AtomicU64,
+    /// Rung when a request comes into work.
+    began: tokio::sync::Notify,
 }
 
 /// What is known of one sequence while it runs.
@@ -161,6 +163,7 @@ impl Metrics {
             decode_time: e2e(),
             http: HttpMetrics::new(),
             in_work: AtomicU64::new(0),
+            began: tokio::sync::Notify::new(),
         }
     }
 
@@ -239,6 +242,12 @@ impl Metrics {
     /// One more model request is in work.
     pub fn work_started(&self) {
         self.in_work.fetch_add(1, Relaxed);
+        self.began.notify_one();
+    }
+
+    /// Until a model request has come into work since the last call.
+    pub async fn work_began(&self) {
+        self.began.notified().await;
     }
 
     /// One model request less is in work.

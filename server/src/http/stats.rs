@@ -8,7 +8,8 @@ use super::state::AppState;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Writes lines until it is dropped; at debug level while nothing happens.
+/// Writes lines until it is dropped. After one at debug level that says that nothing happens it sleeps until a
+/// request comes.
 pub(super) async fn log_lines(state: AppState) {
     let mut last = Totals::now(&state);
     let mut at = Instant::now();
@@ -22,6 +23,9 @@ pub(super) async fn log_lines(state: AppState) {
             tracing::debug!("{line}");
         } else {
             tracing::info!("{line}");
+        }
+        if idle && was_idle {
+            state.metrics.work_began().await;
         }
         (last, at, was_idle) = (now, Instant::now(), idle);
     }

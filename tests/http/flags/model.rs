@@ -54,6 +54,13 @@ effects! {
     "hf-overrides" fn overrides() {
         assert_eq!(card(&["--hf-overrides.max_position_embeddings", "256"])["max_model_len"], 256);
     }
+    "quantization" fn quantization() {
+        let bytes = |words: &[&str]| ready(words)["weight_bytes"].as_u64().unwrap();
+        let plain = bytes(&["--dtype", "bfloat16"]);
+        let halved = bytes(&["--dtype", "bfloat16", "--quantization", "q8_0"]);
+        assert!(halved * 3 < plain * 2, "{halved} of {plain}");
+        assert_eq!(answer_tokens(&["--quantization", "q8_0"]), 6);
+    }
     "dtype" fn dtype() {
         let bytes = |dtype| ready(&["--dtype", dtype])["weight_bytes"].as_u64().unwrap();
         assert_eq!(ready(&["--dtype", "float32"])["dtype"], "float32");
