@@ -28,6 +28,9 @@ const FAULTY_OPS: &[OpKind] = &[
     OpKind::UpdateSampler,
     OpKind::Sample,
     OpKind::LogProbs,
+    OpKind::AllReduce,
+    OpKind::AllGather,
+    OpKind::ReduceScatter,
 ];
 
 /// The fault hook is one per process, so this is one test.

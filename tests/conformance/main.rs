@@ -45,6 +45,10 @@ ops! {
     update_sampler: UpdateSampler,
     sample: Sample,
     log_probs: LogProbs,
+    all_reduce: AllReduce,
+    all_gather: AllGather,
+    reduce_scatter: ReduceScatter,
+    all_reduce_norm: AllReduceNorm,
 }
 
 #[test]
@@ -68,6 +72,11 @@ fn a_last_token_alone_equals_it_in_a_whole_prompt() {
 #[test]
 fn pages_leave_for_the_host_and_return() {
     devices().iter().for_each(queues::pages_leave_and_return);
+}
+
+#[test]
+fn a_group_of_more_ranks_is_refused_when_a_stream_joins_it() {
+    devices().iter().for_each(queues::more_ranks_are_refused);
 }
 
 #[test]

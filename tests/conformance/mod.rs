@@ -8,6 +8,7 @@
 
 pub mod attention;
 pub mod check;
+pub mod collective;
 pub mod data;
 pub mod dense;
 pub mod devices;
@@ -84,6 +85,10 @@ pub fn cases(op: OpKind) -> Vec<Case> {
         OpKind::UpdateSampler => sampling::update_sampler(),
         OpKind::Sample => sampling::sample(),
         OpKind::LogProbs => sampling::log_probs(),
+        OpKind::AllReduce => collective::all_reduce(),
+        OpKind::AllGather => collective::all_gather(),
+        OpKind::ReduceScatter => collective::reduce_scatter(),
+        OpKind::AllReduceNorm => collective::all_reduce_norm(),
         _ => Vec::new(),
     }
 }

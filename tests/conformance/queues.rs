@@ -1,15 +1,26 @@
 //! Two queues of a device: pages that leave for the host and come back, order between queues by tickets, and what
-//! another thread sees and may do through [`Control`](engine_core::backend::Control).
+//! another thread sees and may do through [`Control`](engine_core::backend::Control). What a stream may not join.
 
 use std::time::{Duration, Instant};
 
-use engine_core::backend::{AttnArgs, Kv, Op, QueueKind, Stream};
+use engine_core::backend::{AttnArgs, CommConfig, Group, Kv, Op, QueueKind, Stream};
 use engine_core::{DType, Error, Result, Tensor};
 
 use super::attention::{AttnCase, Setup};
 use super::rig::Access::Read;
 use super::rig::Mode;
 use super::{Device, FLOATS, Rig};
+
+/// No backend runs more than one rank yet: better to say so than to leave out the sum.
+pub fn more_ranks_are_refused(device: &Device) {
+    let caps = Rig::new(device.backend.clone(), Mode::Eager).unwrap().caps;
+    let comm = CommConfig { group: Group::Tp, rank: 0, world: 2, rendezvous: b"here".to_vec() };
+    match device.backend.stream(QueueKind::Compute, &caps, &[comm]) {
+        Err(Error::Unsupported(why)) => assert!(why.contains("2 ranks"), "{}: {why}", device.name),
+        Err(e) => panic!("{}: {e}", device.name),
+        Ok(_) => panic!("{}: joined a group of 2 ranks", device.name),
+    }
+}
 
 /// Pages go to the host on the transfer queue, are overwritten on the compute queue, and come back: attention then
 /// gives the bits it gave before, and between the two it does not. No thread waits in between but by tickets.

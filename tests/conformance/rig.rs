@@ -9,6 +9,7 @@ use engine_core::backend::{
 use engine_core::backend::{Fuse, HostPart};
 use engine_core::{DType, Result, Tensor};
 
+use super::collective::alone;
 use super::data::{decode, encode, host_weight, part, word_bytes};
 use super::spy::Spy;
 
@@ -79,7 +80,7 @@ impl Rig {
             arena_bytes: 4 << 20,
             invariance: Invariance::Batch,
         };
-        let inner = backend.stream(QueueKind::Compute, &caps, &[])?;
+        let inner = backend.stream(QueueKind::Compute, &caps, &alone())?;
         let stream = Spy { backend: backend.clone(), inner, seen: Vec::new(), capturing: false };
         Ok(Rig { backend, stream, caps, mode, held: Vec::new(), outputs: Vec::new() })
     }

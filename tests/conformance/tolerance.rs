@@ -32,11 +32,14 @@ pub fn tolerance(op: OpKind, dtype: DType) -> Tolerance {
         | OpKind::Copy
         | OpKind::UpdateTables
         | OpKind::NextInputs
-        | OpKind::TopK => EXACT,
+        | OpKind::TopK
+        | OpKind::AllReduce
+        | OpKind::AllGather
+        | OpKind::ReduceScatter => EXACT,
         OpKind::ScatterRows => float(dtype, 1.0),
         // A vectorized exp and tanh are good to about 2 units.
         OpKind::Elementwise => float(dtype, 2.0),
-        OpKind::Norm | OpKind::LayerNorm => float(dtype, 2.0),
+        OpKind::Norm | OpKind::LayerNorm | OpKind::AllReduceNorm => float(dtype, 2.0),
         // Sums of up to 1024 products whose running value is up to 8 times the result's unit.
         OpKind::Gemm | OpKind::QuantizedMatmul => float(dtype, 8.0),
         // Queries round before the scores do; scores of up to 10 carry their error into exp. Copied pages are looked at

@@ -85,8 +85,11 @@ impl Backend for ReferenceBackend {
             | OpKind::TopK
             | OpKind::UpdateSampler
             | OpKind::Sample
-            | OpKind::LogProbs => Support::NATIVE,
-            OpKind::NormLinear | OpKind::AttendNew => Support::Composed,
+            | OpKind::LogProbs
+            | OpKind::AllReduce
+            | OpKind::AllGather
+            | OpKind::ReduceScatter => Support::NATIVE,
+            OpKind::NormLinear | OpKind::AttendNew | OpKind::AllReduceNorm => Support::Composed,
             other => Support::No(format!("the reference does not specify {} yet", other.name())),
         }
     }
@@ -127,7 +130,11 @@ impl Backend for ReferenceBackend {
         let slots: Slots = Mutex::new(vec![SlotState::default(); caps.rows as usize]);
         Ok(Sampler::new(Arc::new(slots)))
     }
-    fn stream(&self, _: QueueKind, caps: &StepCaps, _: &[CommConfig]) -> Result<Box<dyn Stream>> {
+    fn stream(&self, _: QueueKind, caps: &StepCaps, comms: &[CommConfig]) -> Result<Box<dyn Stream>> {
+        if let Some(comm) = comms.iter().find(|c| c.world > 1) {
+            let text = format!("{:?} over {} ranks: the reference runs one rank", comm.group, comm.world);
+            return Err(Error::Unsupported(text));
+        }
         let (mem, arena) = self.memory.allocate(caps.arena_bytes);
         Ok(Box::new(ReferenceStream {
             id: self.streams.fetch_add(1, Ordering::Relaxed),

@@ -9,6 +9,7 @@ use engine_core::backend::{
 use engine_core::{DType, Tensor};
 
 use super::attention::{Attention, attend, gather, merge_states};
+use super::collective;
 use super::dtype::{decode, encode, round};
 use super::elementwise::elementwise;
 use super::gemm::{After, gemm};
@@ -121,6 +122,19 @@ pub fn bind(memory: &Registry, op: &Op<'_>) -> Option<Task> {
         }
         Op::Sample(s) => bind_sample(memory, &s),
         Op::LogProbs { logits, ids, out } => log_probs(view(logits), view(ids), Columns::of(memory, out)),
+        Op::AllReduce { x, .. } => {
+            let x = view(x);
+            Box::new(move || x.set_floats(&collective::all_reduce(&[&x.floats()])))
+        }
+        Op::AllGather { x, out, .. } => {
+            let (x, out) = (view(x), view(out));
+            Box::new(move || out.set_floats(&collective::all_gather(&[&x.floats()], x.tensor().cols())))
+        }
+        Op::ReduceScatter { x, out, .. } => {
+            let (x, out) = (view(x), view(out));
+            let part = move || collective::reduce_scatter(&[&x.floats()], x.tensor().cols(), 0);
+            Box::new(move || out.set_floats(&part()))
+        }
         _ => return None,
     })
 }

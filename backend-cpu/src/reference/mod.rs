@@ -9,6 +9,7 @@
 pub mod attention;
 mod backend;
 mod bind;
+pub mod collective;
 pub mod dtype;
 pub mod elementwise;
 pub mod gemm;

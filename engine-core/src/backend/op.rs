@@ -225,7 +225,7 @@ pub enum Op<'a> {
     },
 
     // --- collectives: the same bits on every rank
-    /// In place.
+    /// The sum over ranks, in place.
     AllReduce {
         group: Group,
         x: Tensor,
@@ -236,6 +236,7 @@ pub enum Op<'a> {
         x: Tensor,
         out: Tensor,
     },
+    /// The sum over ranks, of which each keeps its part of the last dimension: the mirror of `AllGather`.
     ReduceScatter {
         group: Group,
         x: Tensor,
