@@ -1,8 +1,11 @@
 //! What is fuzzed: each parser that reads what others wrote, by the function that the program enters it with.
 //!
 //! Two programs drive these: `tests/reliability/mutations.rs`, seeded and part of the ordinary tests, and libFuzzer by
-//! `fuzz_targets/`. A target returns whatever its input holds; a panic, a hang or an allocation out of proportion is
+//! `target.rs`. A target returns whatever its input holds; a panic, a hang or an allocation out of proportion is
 //! what they look for.
+
+#[path = "gguf.rs"]
+pub mod gguf;
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -13,6 +16,7 @@ use engine_core::layers::decoder::DecoderPlan;
 use engine_core::loader::safetensors::SafetensorsFile;
 use engine_core::loader::torch_bin::TorchFile;
 use engine_core::loader::{Checkpoint, HostBytes, LoadFormat};
+use engine_core::quant::checkpoint::Method;
 use serde_json::{Map, Value, json};
 use server::chat::template::{ChatTemplate, RenderInput};
 use server::client::mock::MockConfig;
@@ -44,6 +48,7 @@ pub const TARGETS: &[Target] = &[
         bytes_per_byte: 64,
     },
     Target { name: "torch", run: torch, seeds: torch_seeds, fixed_bytes: 1 << 20, bytes_per_byte: 64 },
+    Target { name: "gguf", run: gguf::run, seeds: gguf::seeds, fixed_bytes: 2 << 20, bytes_per_byte: 256 },
     Target { name: "index", run: index, seeds: index_seeds, fixed_bytes: 1 << 20, bytes_per_byte: 64 },
     Target { name: "config", run: config, seeds: config_seeds, fixed_bytes: 4 << 20, bytes_per_byte: 64 },
     Target {
@@ -178,6 +183,7 @@ fn config(data: &[u8]) {
     let Ok(map) = serde_json::from_slice::<Map<String, Value>>(data) else { return };
     let _ = GenerationConfig::from_json(&map);
     let Ok(config) = ModelConfig::from_json(map) else { return };
+    let _ = Method::of(&config);
     let Ok(family) = engine_core::models::find(&config) else { return };
     let Ok(spec) = (family.spec)(&config) else { return };
     let plan = DecoderPlan::new(&config, spec);
@@ -203,7 +209,14 @@ fn config_seeds() -> Vec<Vec<u8>> {
         json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32});
     let longrope = json!({"type": "longrope", "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
         "short_factor": [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], "original_max_position_embeddings": 64});
+    let fp8 = json!({"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"});
+    let packed = json!({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups":
+        {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32, "block_structure": [64, 64]}}}});
+    let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 64, "checkpoint_format": "gptq_v2"});
     vec![
+        base("LlamaForCausalLM", json!({"quantization_config": fp8})),
+        base("LlamaForCausalLM", json!({"quantization_config": packed})),
+        base("LlamaForCausalLM", json!({"quantization_config": gptq})),
         base("LlamaForCausalLM", json!({"rope_scaling": llama3})),
         base("LlamaForCausalLM", json!({"rope_scaling": longrope, "attention_bias": true})),
         base("MistralForCausalLM", json!({"sliding_window": 64})),

@@ -2,6 +2,7 @@
 //!
 //! The targets are those of `tests/fuzz/`, where libFuzzer drives them. Here each gets 20,000 inputs, the same ones
 //! every time; `MUTATION_CASES` asks for another number. A failure names the case and writes its input to a file.
+//! `FUZZ_CORPUS` names a directory that the valid inputs are written to, for libFuzzer to start from.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../http/harness.rs"]
@@ -13,6 +14,7 @@ mod mutate;
 mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tests::allocator::{Counting, peak_here, restart_peak_here};
@@ -31,6 +33,9 @@ fn cases() -> u64 {
 fn check(name: &str) {
     let target = targets::target(name);
     let seeds = (target.seeds)();
+    if let Some(corpus) = std::env::var_os("FUZZ_CORPUS") {
+        write_seeds(&PathBuf::from(corpus).join(name), &seeds);
+    }
     let start = Instant::now();
     let mut most_bytes = 0;
     // An overflow of the stack ends the process: what it was reading is here then.
@@ -67,6 +72,13 @@ fn check(name: &str) {
     println!("{name}: {} inputs in {:?}, at most {most_bytes} bytes", cases(), start.elapsed());
 }
 
+fn write_seeds(dir: &Path, seeds: &[Vec<u8>]) {
+    std::fs::create_dir_all(dir).unwrap();
+    for (i, seed) in seeds.iter().enumerate() {
+        std::fs::write(dir.join(format!("seed-{i}")), seed).unwrap();
+    }
+}
+
 /// Each target is a test of its own, and there is no target without one.
 macro_rules! targets {
     ($($name:ident),+) => {
@@ -83,7 +95,23 @@ macro_rules! targets {
     };
 }
 
-targets!(safetensors, torch, index, config, tokenizer_json, tokenizer_model, template, completions, chat);
+targets!(
+    safetensors,
+    torch,
+    gguf,
+    index,
+    config,
+    tokenizer_json,
+    tokenizer_model,
+    template,
+    completions,
+    chat
+);
+
+#[test]
+fn gguf_seeds_are_models() {
+    assert!(targets::gguf::seeds().iter().all(|seed| targets::gguf::is_whole(seed)));
+}
 
 #[test]
 fn a_panic_and_a_large_allocation_are_noticed() {
