@@ -112,6 +112,24 @@ async fn tools_are_chosen_by_nobody_without_a_parser() {
     assert_eq!(ask(json!("none")).await.status, 200);
 }
 
+/// As in vLLM, what an empty conversation means is the template's affair: many refuse it, or look at its first message.
+#[tokio::test]
+async fn an_empty_conversation_is_for_the_template_to_refuse() {
+    let mut options = HttpOptions::default();
+    options.frontend.trust_request_chat_template = true;
+    let server = TestServer::with(MockConfig::new(256), options).start();
+    let ask =
+        |template: &str| server.chat(json!({"messages": [], "chat_template": template, "max_tokens": 2}));
+    let looking = ask("{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}<a>").await;
+    check_error(&looking, 400, "BadRequestError", None);
+    let refusing = ask("{% if not messages %}{{ raise_exception('say something') }}{% endif %}").await;
+    check_error(&refusing, 400, "BadRequestError", None);
+    assert!(refusing.body.contains("say something"), "{}", refusing.body);
+    assert_eq!(text(&ask("<a>{% for m in messages %}{{ m.content }}{% endfor %}").await.json()), "<a");
+    let nothing = ask("{% for m in messages %}{{ m.content }}{% endfor %}").await;
+    check_error(&nothing, 400, "BadRequestError", Some("prompt"));
+}
+
 #[tokio::test]
 async fn too_long_a_conversation_is_refused_by_its_characters() {
     let server = TestServer::new().start();
