@@ -162,16 +162,3 @@ impl Drop for TestEngine {
         self.running.handle.stop();
     }
 }
-
-/// Gives a backend each time it is asked.
-#[cfg(feature = "cuda")]
-pub type Device<'a> = dyn Fn() -> Arc<dyn Backend> + 'a;
-
-/// Runs `check` on the first GPU, or prints that it was left out.
-#[cfg(feature = "cuda")]
-pub fn on_cuda(check: &dyn Fn(&Device<'_>)) {
-    match backend_cuda::open(0) {
-        Ok(backend) => check(&|| backend.clone()),
-        Err(why) => println!("left out: {why}"),
-    }
-}

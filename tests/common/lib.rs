@@ -5,6 +5,8 @@ pub mod allocator;
 #[cfg(feature = "cpu")]
 #[path = "../conformance/mod.rs"]
 pub mod conformance;
+#[cfg(feature = "cpu")]
+pub mod devices;
 pub mod engine;
 pub mod golden;
 pub mod http;

@@ -3,14 +3,10 @@
 //! captured. Weights come from the counter-based generator that script and test share.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::sync::Arc;
-
-use backend_cpu::reference::ReferenceBackend;
-use backend_cpu::{CpuBackend, CpuConfig, SimdChoice, SimdPath};
 use engine_core::DType;
-use engine_core::backend::Backend;
 use engine_core::config::ModelConfig;
 use engine_core::loader::source::DummySource;
+use tests::devices::{cpu, on_each_simd_path, reference};
 use tests::golden::{Case, Golden};
 
 #[derive(serde::Deserialize)]
@@ -24,14 +20,6 @@ struct Family {
     seed: u64,
     config: serde_json::Map<String, serde_json::Value>,
     cases: Vec<Case>,
-}
-
-fn cpu() -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap())
-}
-
-fn reference() -> Arc<dyn Backend> {
-    Arc::new(ReferenceBackend::new())
 }
 
 fn for_each_family(check: impl Fn(&Golden<'_>)) {
@@ -50,14 +38,7 @@ fn every_family_answers_as_transformers_does() {
 
 #[test]
 fn every_simd_path_of_this_host_answers_as_transformers_does() {
-    for path in SimdPath::available() {
-        let simd = SimdChoice::Forced(path);
-        let device = || -> Arc<dyn Backend> {
-            Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), simd }).unwrap())
-        };
-        for_each_family(|golden| golden.check_alone(&device));
-        println!("{path:?}: every family");
-    }
+    on_each_simd_path(&|device| for_each_family(|golden| golden.check_alone(device)));
 }
 
 #[test]
@@ -68,5 +49,5 @@ fn the_scalar_reference_answers_as_transformers_does() {
 #[test]
 #[cfg(feature = "cuda")]
 fn cuda_answers_as_transformers_does() {
-    tests::engine::on_cuda(&|cuda| for_each_family(|golden| golden.check_every_way(cuda)));
+    tests::devices::on_cuda(&|cuda| for_each_family(|golden| golden.check_every_way(cuda)));
 }

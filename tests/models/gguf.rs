@@ -4,14 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use backend_cpu::reference::ReferenceBackend;
-use backend_cpu::{CpuBackend, CpuConfig, SimdChoice, SimdPath};
-use engine_core::backend::Backend;
 use engine_core::config::ModelConfig;
 use engine_core::loader::gguf_model::GgufModel;
 use engine_core::quant::{GgmlType, WeightFormat};
+use tests::devices::{cpu, on_each_simd_path, reference};
 use tests::golden::{Case, Golden};
 
 #[derive(serde::Deserialize)]
@@ -41,26 +38,17 @@ fn for_each_model(check: impl Fn(&Golden<'_>)) {
 
 #[test]
 fn every_file_answers_as_transformers_does() {
-    let cpu = || -> Arc<dyn Backend> {
-        Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap())
-    };
     for_each_model(|golden| golden.check_every_way(&cpu));
 }
 
 #[test]
 fn every_simd_path_of_this_host_answers_as_transformers_does() {
-    for path in SimdPath::available() {
-        let simd = SimdChoice::Forced(path);
-        let device = || -> Arc<dyn Backend> {
-            Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), simd }).unwrap())
-        };
-        for_each_model(|golden| golden.check_alone(&device));
-    }
+    on_each_simd_path(&|device| for_each_model(|golden| golden.check_alone(device)));
 }
 
 #[test]
 fn the_scalar_reference_answers_as_transformers_does() {
-    for_each_model(|golden| golden.check_alone(&|| Arc::new(ReferenceBackend::new())));
+    for_each_model(|golden| golden.check_alone(&reference));
 }
 
 /// The two files hold every format that is read, so that none goes untested.

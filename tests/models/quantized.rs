@@ -5,17 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use backend_cpu::reference::ReferenceBackend;
-use backend_cpu::{CpuBackend, CpuConfig, SimdChoice, SimdPath};
-use engine_core::backend::Backend;
 use engine_core::config::ModelConfig;
 use engine_core::loader::source::WeightSource;
 use engine_core::loader::{Checkpoint, LoadFormat};
 use engine_core::quant::at_load::{LoadQuantization, QuantizingSource};
 use engine_core::quant::checkpoint::{Method, QuantizedCheckpoint};
 use engine_core::quant::{self, RowCodes};
+use tests::devices::{cpu, on_each_simd_path, reference};
 use tests::golden::{Case, Golden};
 
 #[derive(serde::Deserialize)]
@@ -86,22 +83,13 @@ fn codes_agree(model: &str, part: &engine_core::backend::HostPart, values: &[f32
 
 #[test]
 fn every_format_answers_as_transformers_does() {
-    let cpu = || -> Arc<dyn Backend> {
-        Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap())
-    };
     for_each_model(|golden| golden.check_every_way(&cpu));
 }
 
 #[test]
 fn every_simd_path_of_this_host_answers_as_transformers_does() {
-    for path in SimdPath::available() {
-        let simd = SimdChoice::Forced(path);
-        let device = || -> Arc<dyn Backend> {
-            Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), simd }).unwrap())
-        };
-        for_each_model(|golden| golden.check_alone(&device));
-    }
-    for_each_model(|golden| golden.check_alone(&|| Arc::new(ReferenceBackend::new())));
+    on_each_simd_path(&|device| for_each_model(|golden| golden.check_alone(device)));
+    for_each_model(|golden| golden.check_alone(&reference));
 }
 
 /// Quantizing at load takes the matrices of the layers, and leaves vectors and odd shapes alone.

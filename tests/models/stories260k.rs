@@ -1,12 +1,9 @@
 //! The real trained model in `../shared/models/stories260k` answers as its golden file says, in every way.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::sync::Arc;
-
-use backend_cpu::{CpuBackend, CpuConfig};
-use engine_core::backend::Backend;
 use engine_core::config::ModelConfig;
 use engine_core::loader::{Checkpoint, LoadFormat};
+use tests::devices::cpu;
 use tests::golden::{Case, Golden};
 
 #[derive(serde::Deserialize)]
@@ -28,10 +25,6 @@ impl From<StoryCase> for Case {
             c;
         Case { prompt, greedy, logprobs, prompt_logprobs }
     }
-}
-
-fn cpu() -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap())
 }
 
 fn with_stories(check: impl Fn(&Golden<'_>)) {
@@ -57,5 +50,5 @@ fn stories260k_reproduces_its_goldens() {
 #[test]
 #[cfg(feature = "cuda")]
 fn cuda_reproduces_its_goldens() {
-    tests::engine::on_cuda(&|cuda| with_stories(|golden| golden.check_every_way(cuda)));
+    tests::devices::on_cuda(&|cuda| with_stories(|golden| golden.check_every_way(cuda)));
 }
