@@ -22,6 +22,7 @@ use engine_core::{DType, Error, Result};
 use half::{bf16, f16};
 
 use crate::memory::{Memory, Region};
+use crate::simd::transpose;
 use crate::strips::{self, Strips};
 
 /// Outputs of a panel.
@@ -364,32 +365,16 @@ fn pack_panels(source: &Source, w: &CpuWeight) {
             std::slice::from_raw_parts_mut(w.region.base().add(p * w.panel_bytes()), w.panel_bytes())
         };
         match w.dtype {
-            DType::F16 => transpose::<2>(&rows, panel),
-            DType::F32 => transpose::<4>(&rows, panel),
+            DType::F16 => transpose::plain::<2>(&rows, panel, 0),
+            DType::F32 => transpose::words(&rows, panel),
             // A pair of bfloat16 moves as one; the last of an odd K has a zero beside it.
             _ => {
-                transpose::<4>(&rows, panel);
+                transpose::words(&rows, panel);
                 if w.k % 2 == 1 {
                     for (row, pair) in rows.iter().zip(panel[w.k / 2 * PANEL * 4..].as_chunks_mut::<4>().0) {
                         pair[..2].copy_from_slice(&row[row_bytes - 2..]);
                     }
                 }
-            }
-        }
-    }
-}
-
-/// rows[lane][i] to panel[i][lane], in units of `B` bytes, blocks of a cache line at a time.
-fn transpose<const B: usize>(rows: &[&[u8]; PANEL], panel: &mut [u8]) {
-    let panel = panel.as_chunks_mut::<B>().0;
-    let units = rows[0].len() / B;
-    const BLOCK: usize = 16;
-    for start in (0..units).step_by(BLOCK) {
-        let block = BLOCK.min(units - start);
-        for (lane, row) in rows.iter().enumerate() {
-            let line = &row.as_chunks::<B>().0[start..start + block];
-            for (i, unit) in line.iter().enumerate() {
-                panel[(start + i) * PANEL + lane] = *unit;
             }
         }
     }
