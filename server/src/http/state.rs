@@ -62,13 +62,7 @@ pub struct AppState(Arc<App>);
 
 /// See [`AppState`].
 pub struct App {
-    pub engine: Arc<dyn EngineClient>,
-    pub fanout: Arc<Fanout>,
-    pub metrics: Arc<Metrics>,
-    pub codec: Arc<dyn Codec>,
-    pub chat: Option<ChatSetup>,
-    pub defaults: SamplingDefaults,
-    pub options: HttpOptions,
+    parts: AppParts,
     pub keys: Keys,
     pub cors: Cors,
     pub started_unix_s: u64,
@@ -105,13 +99,7 @@ impl AppState {
             started_unix_s: unix_time_s(),
             phase: watch::Sender::new(Phase::Ready),
             seeds: parts.options.seed.map_or_else(Numbers::random, Numbers::new),
-            engine: parts.engine,
-            fanout: parts.fanout,
-            metrics: parts.metrics,
-            codec: parts.codec,
-            chat: parts.chat,
-            defaults: parts.defaults,
-            options: parts.options,
+            parts,
         };
         AppState(Arc::new(app))
     }
@@ -121,6 +109,14 @@ impl std::ops::Deref for AppState {
     type Target = App;
     fn deref(&self) -> &App {
         &self.0
+    }
+}
+
+/// What was put together is there under its own names.
+impl std::ops::Deref for App {
+    type Target = AppParts;
+    fn deref(&self) -> &AppParts {
+        &self.parts
     }
 }
 
