@@ -10,27 +10,20 @@ use super::choices::{BenchBackend, DatasetName, RampUp, Shell};
 /// `pallium chat`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatArgs {
-    pub target: Target,
     pub system_prompt: Option<String>,
-    /// One message, one answer, no loop (`-q`).
+    pub session: SessionArgs,
+}
+
+/// `pallium complete`, and what `pallium chat` shares with it: a session in the terminal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionArgs {
+    pub target: Target,
+    /// One text, one answer, no loop (`-q`).
     pub quick: Option<String>,
     /// `None`: the rest of the context.
     pub max_tokens: Option<u32>,
     pub sampling: SamplingArgs,
     /// Print time to first token and tokens per second after each answer.
-    pub stats: bool,
-    pub logging: LoggingArgs,
-}
-
-/// `pallium complete`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct CompleteArgs {
-    pub target: Target,
-    /// One prompt, one completion, no loop (`-q`).
-    pub quick: Option<String>,
-    /// `None`: the rest of the context.
-    pub max_tokens: Option<u32>,
-    pub sampling: SamplingArgs,
     pub stats: bool,
     pub logging: LoggingArgs,
 }

@@ -1,8 +1,8 @@
 //! From resolved flags to the typed arguments of every command but `serve`.
 
 use super::args_client::{
-    BenchLatencyArgs, BenchServeArgs, BenchStartupArgs, BenchThroughputArgs, ChatArgs, CompleteArgs,
-    DoctorArgs, MakeCheckpointArgs, PullArgs, RampUpArgs, ResultFile, SamplingArgs, Target, Workload,
+    BenchLatencyArgs, BenchServeArgs, BenchStartupArgs, BenchThroughputArgs, ChatArgs, DoctorArgs,
+    MakeCheckpointArgs, PullArgs, RampUpArgs, ResultFile, SamplingArgs, SessionArgs, Target, Workload,
 };
 use super::build::{comma_words, engine_args, logging_args, secret};
 use super::choices::{BenchBackend, DatasetName, DtypeName, RampUp};
@@ -19,23 +19,15 @@ const DEFAULT_URL: &str = "http://localhost:8000/v1";
 /// # Errors
 /// Values that contradict each other.
 pub fn chat_args(flags: &mut Resolved) -> Result<ChatArgs, CliError> {
-    Ok(ChatArgs {
-        target: target(flags)?,
-        system_prompt: flags.opt_text("system-prompt"),
-        quick: flags.opt_text("quick"),
-        max_tokens: flags.opt_int("max-tokens"),
-        sampling: sampling_args(flags),
-        stats: flags.bool("stats"),
-        logging: logging_args(flags),
-    })
+    Ok(ChatArgs { system_prompt: flags.opt_text("system-prompt"), session: session_args(flags)? })
 }
 
-/// The arguments of `complete`.
+/// The arguments of `complete`, and those that `chat` shares with it.
 ///
 /// # Errors
 /// Values that contradict each other.
-pub fn complete_args(flags: &mut Resolved) -> Result<CompleteArgs, CliError> {
-    Ok(CompleteArgs {
+pub fn session_args(flags: &mut Resolved) -> Result<SessionArgs, CliError> {
+    Ok(SessionArgs {
         target: target(flags)?,
         quick: flags.opt_text("quick"),
         max_tokens: flags.opt_int("max-tokens"),

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::args::{LoggingArgs, ServeArgs};
-use super::args_client::{BenchArgs, ChatArgs, CompleteArgs, CompletionsArgs, DoctorArgs, PullArgs};
+use super::args_client::{BenchArgs, ChatArgs, CompletionsArgs, DoctorArgs, PullArgs, SessionArgs};
 use super::choices::{Choice, Shell};
 use super::commands::{self, Action, COMMANDS, CommandSpec, Positional};
 use super::error::CliError;
@@ -27,7 +27,7 @@ pub struct Invocation {
 pub enum Command {
     Serve(Box<ServeArgs>),
     Chat(Box<ChatArgs>),
-    Complete(Box<CompleteArgs>),
+    Complete(Box<SessionArgs>),
     Bench(Box<BenchArgs>),
     Doctor(Box<DoctorArgs>),
     Pull(Box<PullArgs>),
@@ -44,7 +44,7 @@ impl Command {
     pub fn logging(&self) -> Option<LoggingArgs> {
         match self {
             Command::Serve(args) => Some(args.logging),
-            Command::Chat(args) => Some(args.logging),
+            Command::Chat(args) => Some(args.session.logging),
             Command::Complete(args) => Some(args.logging),
             Command::Bench(args) => Some(match args.as_ref() {
                 BenchArgs::Latency(args) => args.logging,
@@ -134,7 +134,7 @@ fn build_command(
     Ok(match spec.action {
         Action::Serve => Command::Serve(Box::new(build::serve_args(flags)?)),
         Action::Chat => Command::Chat(Box::new(build_client::chat_args(flags)?)),
-        Action::Complete => Command::Complete(Box::new(build_client::complete_args(flags)?)),
+        Action::Complete => Command::Complete(Box::new(build_client::session_args(flags)?)),
         Action::BenchLatency => bench(BenchArgs::Latency(build_client::bench_latency_args(flags)?)),
         Action::BenchThroughput => bench(BenchArgs::Throughput(build_client::bench_throughput_args(flags)?)),
         Action::BenchServe => bench(BenchArgs::Serve(build_client::bench_serve_args(flags)?)),

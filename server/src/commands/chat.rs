@@ -19,7 +19,7 @@ const HELP: &str = "/clear starts over, /exit or Ctrl-D ends, Ctrl-C stops an an
 /// # Errors
 /// The model cannot be loaded, or the server cannot be reached.
 pub fn run(args: &ChatArgs) -> Result<ExitCode, StartError> {
-    let answerer = Answerer::open(&args.target, args.logging.format)?;
+    let answerer = Answerer::open(&args.session.target, args.session.logging.format)?;
     answerer.runtime().block_on(talk(args, &answerer))
 }
 
@@ -27,7 +27,7 @@ async fn talk(args: &ChatArgs, answerer: &Answerer) -> Result<ExitCode, StartErr
     let mut terminal = Terminal::new()?;
     let mut chat = Chat { args, answerer, messages: Vec::new() };
     chat.clear();
-    if let Some(message) = &args.quick {
+    if let Some(message) = &args.session.quick {
         return Ok(status(&chat.turn(&mut terminal, message).await));
     }
     if terminal.is_interactive() {
@@ -95,7 +95,7 @@ impl Chat<'_> {
     /// that got no answer does not.
     async fn turn(&mut self, terminal: &mut Terminal, message: &str) -> ShowEnd {
         self.messages.push(json!({"role": "user", "content": message}));
-        let stats = if self.args.stats { Stats::Print } else { Stats::No };
+        let stats = if self.args.session.stats { Stats::Print } else { Stats::No };
         let body = self.body();
         let (shown, end) = show(self.answerer, terminal, Endpoint::Chat, body, stats).await;
         match &end {
@@ -120,10 +120,10 @@ impl Chat<'_> {
     fn body(&self) -> Map<String, Value> {
         let mut body = Map::new();
         body.insert("messages".to_owned(), Value::Array(self.messages.clone()));
-        if let Some(max_tokens) = self.args.max_tokens {
+        if let Some(max_tokens) = self.args.session.max_tokens {
             body.insert("max_tokens".to_owned(), max_tokens.into());
         }
-        put_sampling(&self.args.sampling, &mut body);
+        put_sampling(&self.args.session.sampling, &mut body);
         body
     }
 }

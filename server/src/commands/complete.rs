@@ -9,19 +9,19 @@ use super::lines::{Took, each_line, status};
 use super::show::{ShowEnd, Stats, show};
 use super::terminal::Terminal;
 use super::{put_sampling, tell};
-use crate::cli::CompleteArgs;
+use crate::cli::SessionArgs;
 use crate::model::StartError;
 
 /// Completes until the input ends.
 ///
 /// # Errors
 /// The model cannot be loaded, or the server cannot be reached.
-pub fn run(args: &CompleteArgs) -> Result<ExitCode, StartError> {
+pub fn run(args: &SessionArgs) -> Result<ExitCode, StartError> {
     let answerer = Answerer::open(&args.target, args.logging.format)?;
     answerer.runtime().block_on(complete(args, &answerer))
 }
 
-async fn complete(args: &CompleteArgs, answerer: &Answerer) -> Result<ExitCode, StartError> {
+async fn complete(args: &SessionArgs, answerer: &Answerer) -> Result<ExitCode, StartError> {
     let mut terminal = Terminal::new()?;
     if let Some(prompt) = &args.quick {
         return Ok(status(&one(args, answerer, &mut terminal, prompt).await));
@@ -40,7 +40,7 @@ async fn complete(args: &CompleteArgs, answerer: &Answerer) -> Result<ExitCode, 
     Ok(ended.await?)
 }
 
-async fn one(args: &CompleteArgs, answerer: &Answerer, terminal: &mut Terminal, prompt: &str) -> ShowEnd {
+async fn one(args: &SessionArgs, answerer: &Answerer, terminal: &mut Terminal, prompt: &str) -> ShowEnd {
     let mut body = Map::new();
     body.insert("prompt".to_owned(), prompt.into());
     // Null, not absent: absent would be 16.

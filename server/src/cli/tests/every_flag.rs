@@ -222,7 +222,7 @@ fn build_all(action: Action, flags: &mut crate::cli::resolve::Resolved) {
     match action {
         Action::Serve => drop(build::serve_args(flags).unwrap()),
         Action::Chat => drop(build_client::chat_args(flags).unwrap()),
-        Action::Complete => drop(build_client::complete_args(flags).unwrap()),
+        Action::Complete => drop(build_client::session_args(flags).unwrap()),
         Action::BenchLatency => drop(build_client::bench_latency_args(flags).unwrap()),
         Action::BenchThroughput => drop(build_client::bench_throughput_args(flags).unwrap()),
         Action::BenchServe => drop(build_client::bench_serve_args(flags).unwrap()),

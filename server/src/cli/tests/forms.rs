@@ -193,7 +193,7 @@ fn the_cpu_has_no_memory_utilization() {
 #[test]
 fn chat_and_complete_find_their_model() {
     let target = |text: &str| match line(text).unwrap().command {
-        Command::Chat(args) => args.target,
+        Command::Chat(args) => args.session.target,
         Command::Complete(args) => args.target,
         other => panic!("{other:?}"),
     };
@@ -212,8 +212,8 @@ fn chat_and_complete_find_their_model() {
     assert_eq!(target("complete --model-name N"), server("http://localhost:8000/v1", Some("N")));
     match line("chat M -q Hi --temperature 0 --stats").unwrap().command {
         Command::Chat(args) => {
-            assert_eq!((args.quick.as_deref(), args.stats), (Some("Hi"), true));
-            assert_eq!(args.sampling.temperature, Some(0.0));
+            assert_eq!((args.session.quick.as_deref(), args.session.stats), (Some("Hi"), true));
+            assert_eq!(args.session.sampling.temperature, Some(0.0));
         }
         other => panic!("{other:?}"),
     }
