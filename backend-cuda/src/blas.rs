@@ -15,7 +15,7 @@ pub const WORKSPACE_BYTES: u64 = 32 << 20;
 /// Shapes whose choice of kernel is remembered.
 const MOST_SHAPES: usize = 4_096;
 /// Kernels the heuristic may propose for a shape.
-const CANDIDATES: usize = 8;
+const CANDIDATES: usize = 16;
 /// Rows up to which the proposals are timed once: decode steps, whose shapes are few and come again and again.
 const TIMED_ROWS: u32 = 256;
 /// The oldest driver that measures time the way these bindings ask it to.
@@ -297,7 +297,7 @@ struct Bench {
 /// More than any device's last-level cache.
 const FLUSH_BYTES: u64 = 160 << 20;
 /// Runs of each candidate.
-const TIMED_ROUNDS: usize = 4;
+const TIMED_ROUNDS: usize = 6;
 
 impl Bench {
     fn new(gpu: &Arc<Gpu>) -> Result<Self> {

@@ -3,11 +3,13 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::Mutex;
 
 use cudarc::driver::sys;
 use engine_core::{Error, Result};
 
 use super::driver::{check, describe};
+use super::mem::lock;
 use super::nvrtc;
 
 /// Oldest driver this build runs with (CUDA 12.0, driver 525): graphs, launch attributes and lazy loading.
@@ -20,6 +22,8 @@ pub struct Gpu {
     context: sys::CUcontext,
     device: sys::CUdevice,
     functions: HashMap<&'static str, sys::CUfunction>,
+    /// Shared memory allowed so far, by kernel.
+    allowed: Mutex<HashMap<String, u32>>,
     /// What the vendor calls it.
     pub name: String,
     pub capability: (i32, i32),
@@ -78,7 +82,16 @@ impl Gpu {
         check("context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
         let units =
             attribute(device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
-        let mut gpu = Gpu { context, device, functions: HashMap::new(), name, capability, units, driver };
+        let mut gpu = Gpu {
+            context,
+            device,
+            functions: HashMap::new(),
+            allowed: Mutex::default(),
+            name,
+            capability,
+            units,
+            driver,
+        };
         gpu.bind()?;
         gpu.load()?;
         Ok(gpu)
@@ -130,11 +143,17 @@ impl Gpu {
         Ok(blocks.max(1) as u32)
     }
 
-    /// Lets a kernel use more than 48 KiB of shared memory.
+    /// Lets a kernel use more than 48 KiB of shared memory. Never less than it was allowed before: others launch it too.
     pub fn allow_shared(&self, name: &str, bytes: u32) -> Result<()> {
+        let mut allowed = lock(&self.allowed);
+        if allowed.get(name).is_some_and(|most| *most >= bytes) {
+            return Ok(());
+        }
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: a loaded function.
-        check(name, unsafe { sys::cuFuncSetAttribute(self.function(name), attribute, bytes as i32) })
+        check(name, unsafe { sys::cuFuncSetAttribute(self.function(name), attribute, bytes as i32) })?;
+        allowed.insert(name.to_owned(), bytes);
+        Ok(())
     }
 
     /// Enqueues one kernel with its argument struct.

@@ -40,6 +40,8 @@ pub struct CudaPlan {
     pub tile_tokens: u32,
     pub fixed_chunk: u32,
     pub target_items: u32,
+    /// KV heads, times the parts their q heads are taken in.
+    pub lines: u32,
     pub state: Mutex<State>,
 }
 
@@ -48,6 +50,8 @@ pub struct Fast {
     pub decode: String,
     pub decode_shared_bytes: u32,
     pub decode_blocks: u32,
+    /// Whether there is a decode kernel that rotates and writes new keys.
+    pub fuses: bool,
     pub prefill: Prefill,
 }
 
@@ -73,6 +77,8 @@ pub struct HostMeta {
     pub generated: u32,
     /// Query tiles of the prompt rows.
     pub tiles: u32,
+    /// Every row is generated and has one token.
+    pub single: bool,
 }
 
 /// Addresses and sizes `PlanOnDevice` was given.
@@ -86,6 +92,8 @@ pub struct Bound {
     pub sequences: u32,
     pub generated: u32,
     pub tiles: u32,
+    /// Every row is generated and has one token.
+    pub single: bool,
 }
 
 impl CudaPlan {
@@ -125,8 +133,16 @@ impl CudaPlan {
             tile_tokens,
             fixed_chunk,
             target_items,
+            lines: spec.kv_heads * parts,
             state: Mutex::default(),
         })
+    }
+}
+
+impl CudaPlan {
+    /// Blocks of the decode kernel: never more than there can be work for.
+    pub fn decode_grid(&self, fast: &Fast) -> [u32; 3] {
+        [fast.decode_blocks.min(self.max_items.saturating_mul(self.lines)), 1, 1]
     }
 }
 
@@ -139,6 +155,7 @@ impl HostMeta {
             rows: batch.rows.len() as u32,
             generated: generated as u32,
             tiles: prompts.iter().map(|r| r.q_len.div_ceil(tile_tokens)).sum(),
+            single: prompts.is_empty() && batch.rows.iter().all(|r| r.q_len == 1),
         }
     }
 }
@@ -168,8 +185,13 @@ impl Fast {
         gpu.allow_shared(&decode, decode_shared_bytes)?;
         let per_unit = gpu.occupancy(&decode, DECODE_WARPS * 32, decode_shared_bytes)?;
         let decode_blocks = per_unit * gpu.units;
+        let fused = format!("decode_new_{name}_{d}");
+        let fuses = gpu.has(&fused);
+        if fuses {
+            gpu.allow_shared(&fused, decode_shared_bytes)?;
+        }
         let prefill = Prefill::of(gpu, name, spec)?;
-        Ok(Some(Fast { decode, decode_shared_bytes, decode_blocks, prefill }))
+        Ok(Some(Fast { decode, decode_shared_bytes, decode_blocks, fuses, prefill }))
     }
 }
 

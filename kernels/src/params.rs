@@ -137,6 +137,8 @@ params! {
         window: u32, full: u32,
         q_dtype: i32, kv_dtype: i32, out_dtype: i32, scale: f32, soft_cap: f32, first_sequence: u32,
     }
+    /// The decode kernels that also rotate and write the new keys.
+    AttnNew[272] { attn: Attn, positions: u64, slots: u64, angles: u64, pad: u64 }
     /// What the sampler knows by slot.
     SamplerState[72] {
         header: u64, counts: u64, bias: u64, allowed: u64, stops: u64, history: u64, bad_words: u64,

@@ -260,6 +260,16 @@ impl Ops<'_> {
         let q = self.heads()[0];
         s.op(&Op::PagedAttention { q, kv, plan: &self.step.plan, args, out: self.attended.into() }).unwrap();
     }
+    /// Rotation, cache write and attention as one op, as models have them.
+    fn attend(&self, s: &mut dyn Stream, l: usize) {
+        let [q, k, v] = self.heads();
+        let positions = self.step.positions.tensor();
+        let rope = Rope { positions, table: self.rope, style: RopeStyle::Half, qk_norm: None };
+        let (slots, kv) = (self.step.slots.tensor(), &self.step.kv.groups[0][l]);
+        let args = AttnArgs { scale: 1.0 / (self.config.head_dim as f32).sqrt(), ..AttnArgs::default() };
+        let (plan, out) = (&self.step.plan, self.attended.into());
+        s.op(&Op::AttendNew { q, k, v, rope: Some(rope), slots, kv, plan, args, out }).unwrap();
+    }
     fn o(&self, s: &mut dyn Stream, l: usize) {
         let e = Epilogue { residual: Some(self.residual), ..Epilogue::default() };
         s.linear(self.attended.into(), &self.layers[l].o, e, self.residual).unwrap();
@@ -280,8 +290,7 @@ impl Ops<'_> {
     }
     fn layer(&self, s: &mut dyn Stream, l: usize) {
         self.qkv(s, l);
-        self.rope(s, l);
-        self.attention(s, l);
+        self.attend(s, l);
         self.o(s, l);
         self.gate_up(s, l);
         self.down(s, l);

@@ -443,6 +443,14 @@ fn rope_cases(op: OpKind) -> Vec<Case> {
             let what = format!("kv {kv_dtype}");
             cases.push(Case::new(op, what, dtype, move |rig| rope_case(rig, op, &case, Some(rotation))));
         }
+        for (q_heads, kv_heads, dim) in [(8, 2, 64), (4, 1, 128), (12, 1, 128), (20, 1, 64)] {
+            let lengths = [1, 16, 17, 33, 129, 250];
+            let seqs = lengths.iter().zip(1..).map(|(len, id)| decode(id, *len)).collect();
+            let case = AttnCase { q_heads, kv_heads, dim, seqs, ..AttnCase::mixed(dtype) };
+            let rotation = RopeArgs { style: RopeStyle::Half, rot: dim, qk_norm: false };
+            let what = format!("a decode step, heads {q_heads}/{kv_heads} of {dim}");
+            cases.push(Case::new(op, what, dtype, move |rig| rope_case(rig, op, &case, Some(rotation))));
+        }
         let case = AttnCase::mixed(dtype);
         cases.push(Case::new(op, "no rotation", dtype, move |rig| rope_case(rig, op, &case, None)));
     }
@@ -491,8 +499,20 @@ fn rope_case(rig: &mut Rig, op: OpKind, case: &AttnCase, rotation: Option<RopeAr
     let lse = rig.blank("lse", &[tokens, case.q_heads], DType::F32)?;
     let args = AttnArgs { scale: case.scale(), lse: Some(lse), ..AttnArgs::default() };
     let (plan, kv) = (&setup.plan, &setup.pool.groups[0][1]);
+    // A decode step has a token a row and no row of padding without one.
+    let count = case.seqs.len() as u32;
+    let bind = match tokens == count {
+        true => Op::PlanOnDevice {
+            plan,
+            rows: setup.rows.cols_at(0, count),
+            kv_len: setup.kv_len.cols_at(0, count),
+            cu_q: setup.cu_q.cols_at(0, count + 1),
+            tables: setup.tables,
+        },
+        false => setup.bind(),
+    };
     rig.step(|s| {
-        s.op(&setup.bind())?;
+        s.op(&bind)?;
         match op {
             OpKind::AttendNew => {
                 s.op(&Op::AttendNew { q, k, v, rope, slots, kv, plan, args, out: out.into() })
@@ -508,7 +528,13 @@ fn rope_case(rig: &mut Rig, op: OpKind, case: &AttnCase, rotation: Option<RopeAr
         rig.output("q", q)?;
     }
     rig.output("out", out)?;
-    rig.output("lse", lse)
+    rig.output("lse", lse)?;
+    // What was written into the cache, seen by queries that are not rotated.
+    let q = case.fresh(rig, "later q", case.q_heads, Read)?;
+    let later = rig.blank("later", &[tokens, q_width], case.dtype)?;
+    let args = AttnArgs { scale: case.scale(), ..AttnArgs::default() };
+    rig.prepare(|s| s.op(&Op::PagedAttention { q, kv: Kv::Paged(kv), plan, args, out: later.into() }))?;
+    rig.output("later", later)
 }
 
 /// [positions, rot] of base 10000, an attention factor of 1.1 in it.

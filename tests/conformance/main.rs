@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use engine_core::backend::{Invariance, OpKind};
-use tests::conformance::{Device, devices, fallback, invariance, queues, run_all, support};
+use tests::conformance::{Device, devices, fallback, invariance, layers, queues, run_all, support};
 
 macro_rules! ops {
     ($($name:ident: $kind:ident),* $(,)?) => {
@@ -67,6 +67,11 @@ fn paged_equals_contiguous() {
 #[test]
 fn a_last_token_alone_equals_it_in_a_whole_prompt() {
     invariant().iter().for_each(invariance::chunks);
+}
+
+#[test]
+fn captured_layers_equal_their_ops() {
+    devices().iter().for_each(layers::captured_equals_eager);
 }
 
 #[test]

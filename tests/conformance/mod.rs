@@ -14,6 +14,7 @@ pub mod dense;
 pub mod devices;
 pub mod fallback;
 pub mod invariance;
+pub mod layers;
 pub mod movement;
 pub mod quantized;
 pub mod queues;

@@ -91,10 +91,7 @@ impl CudaStream {
             return self.launch("attention_any", grid, 128, shared, &params);
         };
         if bound.generated > 0 {
-            // Never more blocks than there can be work for.
-            let parts = (params.q_heads / params.kv_heads).div_ceil(16);
-            let most = p.max_items.saturating_mul(params.kv_heads * parts);
-            let grid = [fast.decode_blocks.min(most), 1, 1];
+            let grid = p.decode_grid(fast);
             self.launch(&fast.decode, grid, DECODE_WARPS * 32, fast.decode_shared_bytes, &params)?;
         }
         match &fast.prefill {
@@ -114,6 +111,56 @@ impl CudaStream {
                 self.launch(name, grid, HOPPER_THREADS, *shared_bytes, &params)
             }
         }
+    }
+
+    /// `Op::AttendNew` in one kernel, where there is one: every row has one generated token and the rotation is of whole
+    /// heads in halves. `None` where rotation and attention are to run apart.
+    pub(super) fn attend_new(
+        &mut self,
+        [q, k, v]: [Tensor; 3],
+        rope: &Rope<'_>,
+        slots: Tensor,
+        kv: &KvLayer,
+        plan: &AttnPlan,
+        args: &AttnArgs<'_>,
+        out: Tensor,
+    ) -> Option<Result<()>> {
+        let p = plan.inner::<CudaPlan>();
+        let bound = lock(&p.state).bound;
+        let spec = plan.spec();
+        let fast = p.fast.as_ref().filter(|f| f.fuses && out.dtype() == q.dtype())?;
+        let halves = rope.style == RopeStyle::Half && rope.qk_norm.is_none();
+        let whole = rope.table.meta().k == spec.k_dim && [k.dtype(), v.dtype()] == [spec.kv_dtype; 2];
+        if !bound.single || q.shape()[1] != bound.sequences || !halves || !whole {
+            return None;
+        }
+        let attn = params::Attn {
+            k: self.at(k),
+            v: self.at(v),
+            k_stride: k.strides()[1],
+            k_head_stride: k.strides()[2],
+            v_stride: v.strides()[1],
+            v_head_stride: v.strides()[2],
+            ..self.attention_params(q, Kv::Paged(kv), plan, args, out, &bound)
+        };
+        let strides = [attn.q_stride, attn.q_head_stride, attn.k_stride, attn.k_head_stride];
+        let strides = strides.into_iter().chain([attn.v_stride, attn.v_head_stride, attn.out_stride]);
+        if [attn.q, attn.k, attn.v, attn.out].iter().any(|a| a % 4 != 0)
+            || strides.into_iter().any(|s| s % 2 != 0)
+        {
+            return None;
+        }
+        let params = params::AttnNew {
+            attn,
+            positions: self.at(rope.positions),
+            slots: self.at(slots),
+            angles: self.vector(Some(rope.table)),
+            pad: 0,
+        };
+        self.hold(plan.shared());
+        let name = fast.decode.replace("decode_", "decode_new_");
+        let grid = p.decode_grid(fast);
+        Some(self.launch(&name, grid, DECODE_WARPS * 32, fast.decode_shared_bytes, &params))
     }
 
     fn attention_params(

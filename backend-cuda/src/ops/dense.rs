@@ -9,8 +9,9 @@ use crate::blas::{Float, Operands, Product};
 use crate::stream::CudaStream;
 use crate::weights::CudaWeight;
 
-/// Rows up to which the weight-streaming kernel beats cuBLASLt.
-const STREAM_ROWS: u32 = 16;
+/// Rows up to which the weight-streaming kernel beats cuBLASLt; without that, rows up to which it takes tiles of 16.
+const STREAM_ROWS: u32 = 8;
+const STREAM_TILE_ROWS: u32 = 16;
 /// Rows of a product that goes through the temporary at once.
 const TEMPORARY_ROWS: u32 = 4_096;
 /// Blocks of the one-row kernel on a multiprocessor, its warps, and elements of K a warp reads at once.
@@ -124,9 +125,9 @@ impl CudaStream {
             return match (self.invariance, params.rows) {
                 (Invariance::Batch, _) => self.stream_gemm(name, 4, &params),
                 (_, 1) if self.gemv(name, &params)? => Ok(()),
-                (_, 0..=8) => self.stream_gemm(name, 1, &params),
-                (_, 9..=STREAM_ROWS) => self.stream_gemm(name, 2, &params),
+                (_, 0..=STREAM_ROWS) => self.stream_gemm(name, 1, &params),
                 _ if self.blas()?.is_some() => self.blas_gemm(weight, e, x, out, &params),
+                (_, 0..=STREAM_TILE_ROWS) => self.stream_gemm(name, 2, &params),
                 _ => self.stream_gemm(name, 4, &params),
             };
         }

@@ -50,7 +50,7 @@ impl CudaStream {
         // Without a host plan of these rows it is the capture of a decode step.
         let meta = match meta.rows == sequences {
             true => meta,
-            false => HostMeta { rows: sequences, generated: sequences, tiles: 0 },
+            false => HostMeta { rows: sequences, generated: sequences, tiles: 0, single: true },
         };
         let bound = Bound {
             rows: self.at(rows),
@@ -61,6 +61,7 @@ impl CudaStream {
             sequences,
             generated: meta.generated,
             tiles: meta.tiles,
+            single: meta.single,
         };
         lock(&p.state).bound = bound;
         let params = params::Plan {

@@ -36,6 +36,9 @@ impl CudaStream {
                 self.rope_kv_write([q, k, v], rope.as_ref(), slots, kv)
             }
             Op::PagedAttention { q, kv, plan, args, out } => self.attention(q, kv, plan, &args, out.plain?),
+            Op::AttendNew { q, k, v, rope: Some(rope), slots, kv, plan, args, out } => {
+                return self.attend_new([q, k, v], &rope, slots, kv, plan, &args, out.plain?);
+            }
             Op::MergeStates { parts, lse, out } => self.merge_states(parts, lse, out),
             Op::TopK { x, ids, vals } => self.top_k(x, ids, vals),
             Op::UpdateSampler { sampler, records } => self.update_sampler(sampler, records),

@@ -2,10 +2,23 @@
 // (items of the plan) and over the warps of a block; the block that finishes a token last joins its parts.
 #include "attention.cuh"
 
+// `decode_new` also makes the keys it attends to last: it rotates q and each token's new key, and writes that and the
+// value into the cache, where nothing but later steps reads them.
+struct NewParams { AttnParams attn; const i32* positions; const i32* slots; const float* angles; u64 pad; };
+static_assert(sizeof(NewParams) == 272, "params.rs");
+
 constexpr int WARPS = 4, KEYS = 16;
 constexpr u32 APART = 4;  // heads of a KV group whose parts have memory of their own
 
-template <class T, int D, int STAGES> struct Decode {
+// (a, b) of two columns and their partners half a head further, rotated; rounds as `rope_kv_write` does.
+template <class T> __device__ __forceinline__ void rotate(u32& a, u32& b, float2 c, float2 s) {
+    float a0 = to_float(T{(u16)(a & 0xffff)}), a1 = to_float(T{(u16)(a >> 16)});
+    float b0 = to_float(T{(u16)(b & 0xffff)}), b1 = to_float(T{(u16)(b >> 16)});
+    a = pack2<T>(__fsub_rn(__fmul_rn(a0, c.x), __fmul_rn(b0, s.x)), __fsub_rn(__fmul_rn(a1, c.y), __fmul_rn(b1, s.y)));
+    b = pack2<T>(__fadd_rn(__fmul_rn(b0, c.x), __fmul_rn(a0, s.x)), __fadd_rn(__fmul_rn(b1, c.y), __fmul_rn(a1, s.y)));
+}
+
+template <class T, int D, int STAGES, bool NEW> struct Decode {
     static constexpr int ROW = D + 8;                      // padded: no two rows of a matrix start in one bank
     static constexpr int STAGE = 2 * KEYS * ROW;           // elements of K and V
     static constexpr int BYTES = WARPS * STAGES * STAGE * 2;
@@ -68,29 +81,84 @@ template <class T, int D, int STAGES> struct Decode {
         return c;
     }
 
-    static __device__ void run(const AttnParams& p) {
+    // Where a token stands, and where its key goes.
+    struct Place { i32 position, slot; };
+    // A token's new key, not rotated yet, and value: a pair of columns, its partner and pairs of values a lane.
+    struct Fresh {
+        i32 key;  // -1: not this warp's
+        u32 low, high, v[D / 64];
+        float2 cosine, sine;
+    };
+
+    // Reads it where the unit ends with it and the tile is this warp's. Nothing waits for what is read before that tile.
+    static __device__ __forceinline__ Fresh fresh_key(const AttnParams& p, const float* angles, const Unit& u, const Copies& c) {
+        Fresh f;
+        i32 key = u.split.w;
+        bool mine = c.mine > 0 && key >= c.begin && key < c.end && (u32)(key / KEYS - c.tile0) % WARPS == threadIdx.x >> 5;
+        f.key = mine ? key : -1;
+        if (!mine) return f;
+        u32 t = u.where.y, i = (threadIdx.x & 31) * 2, first = min(i, D / 2 - 2);
+        const T* k = (const T*)p.k + (u64)t * p.k_stride + (u64)u.h * p.k_head_stride;
+        const T* v = (const T*)p.v + (u64)t * p.v_stride + (u64)u.h * p.v_head_stride;
+        f.low = *(const u32*)(k + first), f.high = *(const u32*)(k + D / 2 + first);
+        f.cosine = *(const float2*)(angles + first), f.sine = *(const float2*)(angles + D / 2 + first);
+#pragma unroll
+        for (int j = 0; j < D / 64; j++) f.v[j] = *(const u32*)(v + j * 64 + i);
+        return f;
+    }
+
+    // Rotates it, puts it into row `row` of its tile and, for the first part of a group, into the cache.
+    static __device__ __forceinline__ void put_fresh(const AttnParams& p, Fresh& f, const Unit& u, i32 slot, T* row) {
+        u32 i = (threadIdx.x & 31) * 2;
+        bool in = i < D / 2;
+        rotate<T>(f.low, f.high, f.cosine, f.sine);
+        if (in) *(u32*)(row + i) = f.low, *(u32*)(row + D / 2 + i) = f.high;
+#pragma unroll
+        for (int j = 0; j < D / 64; j++) *(u32*)(row + KEYS * ROW + j * 64 + i) = f.v[j];
+        if (u.part > 0 || slot < 0) return;
+        u8* cache = (u8*)p.cache + (u64)(slot / (i32)p.page_tokens) * p.page_stride;
+        u64 at = ((u64)u.h * p.page_tokens + slot % (i32)p.page_tokens) * D;
+        T* to = (T*)cache + at;
+        T* v_to = (T*)(cache + p.v_offset) + at;
+        if (in) *(u32*)(to + i) = f.low, *(u32*)(to + D / 2 + i) = f.high;
+#pragma unroll
+        for (int j = 0; j < D / 64; j++) *(u32*)(v_to + j * 64 + i) = f.v[j];
+    }
+
+    static __device__ void run(const AttnParams& p, const NewParams* fused) {
         extern __shared__ uint4 shared_raw[];
         T* stages = (T*)shared_raw + (threadIdx.x >> 5) * STAGES * STAGE;
-        wait_for_previous();
+        // Fused, only q and the new keys come from the kernel ahead: what the plan says and the keys of earlier steps are
+        // there since `plan_attention` has ended, which lets nothing start before.
+        if (!NEW) wait_for_previous();
         u32 group = p.q_heads / p.kv_heads, parts = (group + 15) / 16, at = blockIdx.x;
         // Read beside the count that says whether there is such a unit: items up to the grid's size always exist.
         Unit u = unit_at(p, at, parts);
         u32 units = (u32)p.counts[0] * p.kv_heads * parts;
-        if (at >= units) return;
+        if (at >= units) {
+            if (NEW) wait_for_previous();
+            return;
+        }
         // Parts of few heads are joined in memory of their own, so that the next unit's copies run meanwhile.
         bool apart = group <= APART;
         float* joined = (float*)shared_raw + (apart ? BYTES / 4 : 0);
         Copies c = begin(p, stages, u);
+        Place place = {0, -1};
+        if constexpr (NEW) {
+            place = {fused->positions[u.where.y], fused->slots[u.where.y]};
+            wait_for_previous();
+        }
         while (true) {
             u32 next = at + gridDim.x;
             bool more = next < units;
             Unit following = unit_at(p, more ? next : at, parts);
             u32 first_head = u.h * group + u.part * 16, heads = min(group - u.part * 16, 16u);
             float o[D / 8][4] = {}, m[2] = {NEG_INF, NEG_INF}, l[2] = {0.0f, 0.0f};
-            sum_keys(p, stages, u, c, first_head, heads, o, m, l);
+            sum_keys(p, fused, place, stages, u, c, first_head, heads, o, m, l);
             // Not before: the next kernel would take the room of this one's second round.
             if (!more) let_next_start();
             if (more && apart) c = begin(p, stages, following);
+            if constexpr (NEW) place = {fused->positions[following.where.y], fused->slots[following.where.y]};
             join(p, joined, o, m, l, u.item, u.where.y, u.split, u.h, u.part, parts, first_head, heads);
             if (!more) break;
             if (!apart) {
@@ -103,8 +171,8 @@ template <class T, int D, int STAGES> struct Decode {
     }
 
     // This warp's tiles of a unit: weighted values o, maximum m, sum l of the rows of a fragment.
-    static __device__ __forceinline__ void sum_keys(const AttnParams& p, T* stages, const Unit& u, Copies& c, u32 first_head,
-                                                    u32 heads, float (&o)[D / 8][4], float (&m)[2], float (&l)[2]) {
+    static __device__ __forceinline__ void sum_keys(const AttnParams& p, const NewParams* fused, Place place, T* stages, const Unit& u,
+                                                    Copies& c, u32 first_head, u32 heads, float (&o)[D / 8][4], float (&m)[2], float (&l)[2]) {
         u32 lane = threadIdx.x & 31, r = lane >> 2, q4 = lane & 3;
         const T* q = (const T*)p.q + (u64)u.where.y * p.q_stride + (u64)first_head * p.q_head_stride;
         u32 qa[D / 16][4];
@@ -117,6 +185,20 @@ template <class T, int D, int STAGES> struct Decode {
             qa[k][2] = r < heads ? low[4] : 0;
             qa[k][3] = r + 8 < heads ? high[4] : 0;
         }
+        Fresh fresh;
+        if constexpr (NEW) {
+            const float* angles = fused->angles + (u64)place.position * D;
+            fresh = fresh_key(p, angles, u, c);
+#pragma unroll
+            for (int k = 0; k < D / 32; k++)
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    u32 i = k * 16 + j * 8 + q4 * 2;
+                    float2 cosine = *(const float2*)(angles + i), sine = *(const float2*)(angles + D / 2 + i);
+                    rotate<T>(qa[k][2 * j], qa[k + D / 32][2 * j], cosine, sine);
+                    if (heads > 8) rotate<T>(qa[k][2 * j + 1], qa[k + D / 32][2 * j + 1], cosine, sine);
+                }
+        }
         float slope[2] = {0.0f, 0.0f};
         if (p.slopes) {
             if (r < heads) slope[0] = p.slopes[first_head + r];
@@ -127,6 +209,13 @@ template <class T, int D, int STAGES> struct Decode {
             start(p, stages, c, i + STAGES - 1);
             copies_wait<STAGES - 1>();
             __syncwarp();
+            if constexpr (NEW) {
+                i32 at = fresh.key - tile_first(c, i);
+                if (fresh.key >= 0 && at >= 0 && at < KEYS) {
+                    put_fresh(p, fresh, u, place.slot, stages + (i % STAGES) * STAGE + at * ROW);
+                    __syncwarp();
+                }
+            }
             const T* k_tile = stages + (i % STAGES) * STAGE;
             const T* v_tile = k_tile + KEYS * ROW;
             float s[2][4] = {};
@@ -228,15 +317,35 @@ template <class T, int D, int STAGES> struct Decode {
         u64 stride = (u64)p.q_heads * (D + 2);
         for (u32 row = warp; row < heads; row += WARPS) {
             const float* from = all + row * (D + 2);
-            float top = NEG_INF, sum = 0.0f, y[(D + 31) / 32] = {};
-            for (i32 c = 0; c < split.x; c++) top = fmaxf(top, __ldcg(from + c * stride + D));
-            for (i32 c = 0; c < split.x; c++) {
-                const float* of = from + c * stride;
-                float mc = __ldcg(of + D), w = mc == NEG_INF ? 0.0f : __expf(mc - top);
-                sum += w * __ldcg(of + D + 1);
+            // Several parts at a time, so that their reads are under way together.
+            constexpr int BATCH = D <= 128 ? 8 : 4, EACH = (D + 31) / 32;
+            float top = NEG_INF, sum = 0.0f, y[EACH] = {};
+            for (i32 c0 = 0; c0 < split.x; c0 += BATCH) {
+                float mc[BATCH], lc[BATCH], yc[BATCH][EACH], now = top;
 #pragma unroll
-                for (int i = 0; i < (D + 31) / 32; i++)
-                    if (lane + 32 * i < D) y[i] += w * __ldcg(of + lane + 32 * i);
+                for (int c = 0; c < BATCH; c++) {
+                    const float* of = from + min(c0 + c, split.x - 1) * stride;
+                    mc[c] = __ldcg(of + D), lc[c] = __ldcg(of + D + 1);
+#pragma unroll
+                    for (int i = 0; i < EACH; i++) yc[c][i] = lane + 32 * i < D ? __ldcg(of + lane + 32 * i) : 0.0f;
+                }
+#pragma unroll
+                for (int c = 0; c < BATCH; c++) {
+                    if (c0 + c >= split.x) mc[c] = NEG_INF;
+                    now = fmaxf(now, mc[c]);
+                }
+                if (now == NEG_INF) continue;
+                float before = __expf(top - now);
+                sum *= before, top = now;
+#pragma unroll
+                for (int i = 0; i < EACH; i++) y[i] *= before;
+#pragma unroll
+                for (int c = 0; c < BATCH; c++) {
+                    float w = __expf(mc[c] - now);
+                    sum += w * lc[c];
+#pragma unroll
+                    for (int i = 0; i < EACH; i++) y[i] += w * yc[c][i];
+                }
             }
             float lse, factor = finish_row(p, first_head + row, top, sum, lse);
 #pragma unroll
@@ -248,6 +357,9 @@ template <class T, int D, int STAGES> struct Decode {
     }
 };
 #define DECODE(T, D, S) \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) decode_##T##_##D(const AttnParams p) { Decode<T, D, S>::run(p); }
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) decode_##T##_##D(const AttnParams p) { Decode<T, D, S, false>::run(p, nullptr); }
+#define DECODE_NEW(T, D, S) \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) decode_new_##T##_##D(const NewParams p) { Decode<T, D, S, true>::run(p.attn, &p); }
+DECODE_NEW(bf16, 64, 4) DECODE_NEW(bf16, 128, 3) DECODE_NEW(f16, 64, 4) DECODE_NEW(f16, 128, 3)
 DECODE(bf16, 64, 4) DECODE(bf16, 80, 3) DECODE(bf16, 96, 3) DECODE(bf16, 112, 3) DECODE(bf16, 128, 3) DECODE(bf16, 256, 2)
 DECODE(f16, 64, 4) DECODE(f16, 80, 3) DECODE(f16, 96, 3) DECODE(f16, 112, 3) DECODE(f16, 128, 3) DECODE(f16, 256, 2)

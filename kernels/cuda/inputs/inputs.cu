@@ -99,7 +99,7 @@ __device__ void put_item(const PlanParams& p, u32 at, u32 s, u32 j, int2 keys, u
 // counts: items, tiles, chunk length. One block of 1,024.
 extern "C" __global__ void plan_attention(const PlanParams p0) {
     PlanParams p = p0;
-    let_next_start();
+    // Lets nothing start before it has ended: later kernels read the plan without waiting for the one ahead of them.
     wait_for_previous();
     __shared__ u32 shared[33];
     __shared__ u32 chunk_shared;
