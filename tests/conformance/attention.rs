@@ -529,11 +529,16 @@ fn rope_case(rig: &mut Rig, op: OpKind, case: &AttnCase, rotation: Option<RopeAr
     }
     rig.output("out", out)?;
     rig.output("lse", lse)?;
-    // What was written into the cache, seen by queries that are not rotated.
+    written_keys(rig, case, &setup)
+}
+
+/// What was written into the cache, seen by queries that are not rotated.
+fn written_keys(rig: &mut Rig, case: &AttnCase, setup: &Setup) -> Result<()> {
     let q = case.fresh(rig, "later q", case.q_heads, Read)?;
-    let later = rig.blank("later", &[tokens, q_width], case.dtype)?;
+    let later = rig.blank("later", &[case.tokens(), case.q_heads * case.dim], case.dtype)?;
     let args = AttnArgs { scale: case.scale(), ..AttnArgs::default() };
-    rig.prepare(|s| s.op(&Op::PagedAttention { q, kv: Kv::Paged(kv), plan, args, out: later.into() }))?;
+    let (plan, kv) = (&setup.plan, Kv::Paged(&setup.pool.groups[0][1]));
+    rig.prepare(|s| s.op(&Op::PagedAttention { q, kv, plan, args, out: later.into() }))?;
     rig.output("later", later)
 }
 
