@@ -16,7 +16,7 @@ const FEATURE_FILES: [&str; 7] = [
     "kernels/src/lib.rs",
     "tests/conformance/devices.rs",
     "tests/common/lib.rs",
-    "tests/common/engine.rs",
+    "tests/common/devices.rs",
     "tests/models/families.rs",
     "tests/models/stories260k.rs",
 ];
