@@ -111,6 +111,7 @@ fn caps() -> StepCaps {
         groups: 1,
         vocab: VOCAB,
         logprobs: 8,
+        drafts: 0,
         arena_bytes: 256 << 20,
         invariance: Invariance::Batch,
     }

@@ -17,7 +17,7 @@ use super::mem::Region;
 
 /// Head sizes of the tensor-core kernels.
 const HEAD_SIZES: [u32; 6] = [64, 80, 96, 112, 128, 256];
-/// Tokens of generated rows a step may have per row slot (drafts).
+/// Tokens of generated rows a step may have per row slot, at least.
 const GENERATED_TOKENS_PER_ROW: u32 = 8;
 /// Keys an item has at least in batch-invariant mode, and the most items a row is split into there.
 const FIXED_CHUNK: u32 = 256;
@@ -101,7 +101,8 @@ impl CudaPlan {
     pub fn new(gpu: &Arc<Gpu>, spec: &AttnSpec, caps: &StepCaps, invariance: Invariance) -> Result<Self> {
         let fast = Fast::of(gpu, spec)?;
         let parts = (spec.q_heads / spec.kv_heads).div_ceil(16);
-        let tokens = caps.tokens.max(caps.rows).min(caps.rows * GENERATED_TOKENS_PER_ROW).max(64);
+        let per_row = GENERATED_TOKENS_PER_ROW.max(1 + caps.drafts);
+        let tokens = caps.tokens.max(caps.rows).min(caps.rows * per_row).max(64);
         let blocks = fast.as_ref().map_or(1, |f| f.decode_blocks);
         let target_items = (2 * blocks / (spec.kv_heads * parts)).max(1);
         let longest = caps.pages_per_row * spec.page_tokens;

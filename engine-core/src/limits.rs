@@ -10,6 +10,8 @@ pub const MAX_MODEL_LEN: u32 = 16_777_216;
 pub const MAX_KV_GROUPS: usize = 8;
 /// Steps that may be in flight on the device at once.
 pub const MAX_STEPS_IN_FLIGHT: usize = 2;
+/// Most draft tokens verified for one row in one step.
+pub const MAX_SPECULATIVE_TOKENS: usize = 16;
 /// Most captured graphs kept alive by one runner.
 pub const MAX_GRAPHS: usize = 512;
 /// Logit rows a step may ask for at once (prompt_logprobs runs the head in chunks of this).

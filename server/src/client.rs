@@ -5,7 +5,7 @@ pub mod mock;
 
 use std::time::Duration;
 
-use engine_core::engine::types::{Refused, Request, RequestId};
+use engine_core::engine::types::{DraftCounts, Refused, Request, RequestId};
 
 use crate::cli::SchedulingPolicy;
 
@@ -46,6 +46,8 @@ pub struct EngineInfo {
     pub scheduling_policy: SchedulingPolicy,
     /// Tokens that can be in the KV cache at once.
     pub kv_cache_tokens: u64,
+    /// Most tokens drafted for a row in one step; `None`: no speculation.
+    pub draft_tokens: Option<u32>,
     /// Label pairs of the `vllm:cache_config_info` gauge, such as `("block_size", "16")`.
     pub cache_config: Vec<(String, String)>,
 }
@@ -69,6 +71,8 @@ pub struct EngineStats {
     pub prefix_cache_hits: u64,
     /// Times a running row was put back for recomputation.
     pub preemptions: u64,
+    /// What speculation came to.
+    pub drafts: DraftCounts,
     /// Steps per number of tokens computed: one count per bound of [`ITERATION_TOKENS_BOUNDS`], then the rest.
     pub iteration_tokens: [u64; ITERATION_TOKENS_BOUNDS.len() + 1],
     /// Sum of the tokens of all steps.

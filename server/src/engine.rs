@@ -15,6 +15,7 @@ use crate::cli::{EngineArgs, LogFormat, MaxModelLen, SchedulingPolicy};
 use crate::client::{EngineClient, EngineHealth, EngineInfo, EngineStats};
 use crate::device::{self, DeviceOptions};
 use crate::model::{OpenModel, StartError};
+use crate::speculation::speculation;
 
 /// The engine thread as an [`EngineClient`].
 pub struct ThreadEngine {
@@ -58,6 +59,7 @@ pub fn start_on(
     let threads = args.threads.unwrap_or_else(available_threads);
     let mut options = options(args, model.config.vocab_size, threads);
     options.memory_utilization = gpu.then(|| args.gpu_memory_utilization.unwrap_or(MEMORY_UTILIZATION));
+    options.speculation = speculation(args, log)?;
     let weights = model.weights(args)?;
     let bar = Progress::bytes("Loading weights", weights.total_bytes(), log);
     let running = engine_core::engine::start(backend, &model.config, &*weights, &options, sink, &|bytes| {
@@ -65,7 +67,7 @@ pub fn start_on(
     })?;
     bar.finish();
     let Running { handle, report, .. } = running;
-    let info = info(model, args, &report);
+    let info = info(model, args, &report, options.speculation.map(|s| s.tokens));
     Ok(ThreadEngine { handle, info, report })
 }
 
@@ -105,6 +107,7 @@ impl EngineClient for ThreadEngine {
             prefix_cache_queries: s.prefix_queries,
             prefix_cache_hits: s.prefix_hits,
             preemptions: s.preemptions,
+            drafts: s.drafts,
             iteration_tokens: figures.step_tokens.counts,
             iteration_tokens_sum: figures.step_tokens.sum,
         }
@@ -170,6 +173,7 @@ fn options(args: &EngineArgs, vocab: u32, threads: u32) -> EngineOptions {
             tokens: args.max_num_queued_tokens.map(|n| n as usize),
         },
         loader_threads: threads,
+        speculation: None,
     }
 }
 
@@ -183,7 +187,12 @@ fn capture_sizes(args: &EngineArgs) -> Option<Vec<u32>> {
     }
 }
 
-fn info(model: &OpenModel, args: &EngineArgs, report: &StartupReport) -> EngineInfo {
+fn info(
+    model: &OpenModel,
+    args: &EngineArgs,
+    report: &StartupReport,
+    draft_tokens: Option<u32>,
+) -> EngineInfo {
     let cache = [
         ("block_size", report.block_size.to_string()),
         ("cache_dtype", args.kv_cache_dtype.map_or("auto".to_owned(), |d| d.name().to_owned())),
@@ -203,6 +212,7 @@ fn info(model: &OpenModel, args: &EngineArgs, report: &StartupReport) -> EngineI
         max_logprobs: args.max_logprobs,
         scheduling_policy: args.scheduling_policy,
         kv_cache_tokens: report.kv_tokens,
+        draft_tokens,
         cache_config: cache.map(|(k, v)| (k.to_owned(), v)).to_vec(),
     }
 }

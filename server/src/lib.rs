@@ -18,6 +18,7 @@ pub mod model;
 pub mod openai;
 mod run;
 pub mod serve;
+pub mod speculation;
 pub mod text;
 
 pub use run::{run, wants_colour};

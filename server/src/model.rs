@@ -105,6 +105,23 @@ impl OpenModel {
         Ok(OpenModel { dir, gguf: None, names, root, config, generation, codec, chat })
     }
 
+    /// Finds a model that only drafts, whose text nobody sees: no tokenizer, no templates.
+    ///
+    /// # Errors
+    /// As [`OpenModel::open`].
+    pub fn open_draft(args: &EngineArgs, log: LogFormat) -> Result<Self, StartError> {
+        let (dir, root, name) = locate(args, log)?;
+        let is_gguf = dir.extension().is_some_and(|e| e == "gguf");
+        let gguf = if is_gguf { Some(Arc::new(GgufModel::open(&dir)?)) } else { None };
+        let config = match &gguf {
+            Some(model) => ModelConfig::from_json(model.config()?)?,
+            None => ModelConfig::from_dir(&dir, None)?,
+        };
+        let generation = GenerationFile::from_json(&Map::new())?;
+        let codec = Arc::new(ByteCodec);
+        Ok(OpenModel { dir, gguf, names: vec![name], root, config, generation, codec, chat: None })
+    }
+
     fn open_gguf(
         args: &EngineArgs,
         template: TemplateOptions<'_>,

@@ -93,6 +93,7 @@ impl<'a> Bench<'a> {
             groups: 1,
             vocab: c.vocab_size,
             logprobs: 0,
+            drafts: 0,
             arena_bytes: u64::from(tokens + 8) * (3 * h + i + 2 * q + 2 * kv) * 2 + (1 << 20),
             invariance: Invariance::None,
         };

@@ -7,10 +7,12 @@ use engine_core::backend::{Backend, CaptureLevel};
 use engine_core::config::ModelConfig;
 use engine_core::engine::EngineOptions;
 use engine_core::engine::build::MaxModelLen;
+use engine_core::engine::types::DraftCounts;
 use engine_core::kv::PrefixCaching;
 use engine_core::loader::source::WeightSource;
 use engine_core::sampling::SamplingParams;
 use engine_core::scheduler::ChunkedPrefill;
+use engine_core::speculate::Speculation;
 
 use crate::engine::{Collected, TestEngine};
 
@@ -38,14 +40,25 @@ const LOGPROB_TOLERANCE: f32 = 1e-3;
 impl Golden<'_> {
     /// Runs every case in every way; panics at the first difference.
     pub fn check_every_way(&self, backend: &dyn Fn() -> Arc<dyn Backend>) {
+        self.check_every_way_with(backend, None);
+    }
+
+    /// The same with drafts; says what came of them.
+    pub fn check_every_way_with(
+        &self,
+        backend: &dyn Fn() -> Arc<dyn Backend>,
+        speculation: Option<&Speculation>,
+    ) -> DraftCounts {
+        let mut drafts = DraftCounts::default();
         for capture in [CaptureLevel::Any, CaptureLevel::Never] {
-            let base = self.options(capture);
-            self.alone(backend(), &base);
+            let base = EngineOptions { speculation: speculation.cloned(), ..self.options(capture) };
+            drafts = self.alone(backend(), &base);
             self.among_others(backend(), &base);
             self.chunked(backend(), &base);
             self.warm_prefix(backend(), &base);
             self.preempted(backend(), &base);
         }
+        drafts
     }
 
     /// One request at a time, eagerly: for a device too slow for more.
@@ -58,7 +71,7 @@ impl Golden<'_> {
         EngineOptions { capture, max_model_len, dtype: Some(DType::F32), ..EngineOptions::default() }
     }
 
-    fn alone(&self, backend: Arc<dyn Backend>, base: &EngineOptions) {
+    fn alone(&self, backend: Arc<dyn Backend>, base: &EngineOptions) -> DraftCounts {
         let e = TestEngine::start(backend, self.config, self.source, base);
         for (i, case) in self.cases.iter().enumerate() {
             self.compare("alone", i, &e.generate(&case.prompt, greedy(case)));
@@ -67,6 +80,7 @@ impl Golden<'_> {
             self.compare("with prompt log-probabilities", i, &got);
             self.compare_prompt(i, &got);
         }
+        e.stats().drafts
     }
 
     fn among_others(&self, backend: Arc<dyn Backend>, base: &EngineOptions) {

@@ -77,6 +77,7 @@ impl Rig {
             groups: 1,
             vocab: VOCAB,
             logprobs: 8,
+            drafts: 0,
             arena_bytes: 4 << 20,
             invariance: Invariance::Batch,
         };

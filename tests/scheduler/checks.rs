@@ -43,7 +43,8 @@ fn chunk(world: &World, live: &Live, row: &PlanRow) -> Result<(), Violation> {
     check!(row.sample_position == end - row.drafts, "{row:?} draws for the wrong position");
     let source = if start >= live.known { TokenSource::Device } else { TokenSource::Host };
     check!(row.tokens_from == source, "{row:?} has its tokens from the wrong side; {} are known", live.known);
-    check!(live.feed == Feed::Device || live.placeholders == 0, "{row:?} waits for the host");
+    let waits = (live.feed == Feed::Host || live.drafts_in_flight) && live.placeholders > 0;
+    check!(!waits, "{row:?} waits for the host");
     check!(row.drafts == 0 || live.feed == Feed::Host, "{row:?} has drafts");
     match world.setup.config.chunked_prefill {
         ChunkedPrefill::Off => check!(!prompt_row || end == prompt, "{row:?} is a part of a prompt"),
@@ -103,7 +104,8 @@ pub fn not_starved(world: &World) -> Result<(), Violation> {
         let Stage::Running { last_planned, .. } = live.stage else { continue };
         let waits = live.known + live.placeholders >= live.target;
         let id = live.request.id;
-        let gap = if live.feed == Feed::Host { world.setup.depth.max(2) as u64 } else { 2 };
+        let may_wait = live.feed == Feed::Host || live.drafts_in_flight || world.setup.changing > 0;
+        let gap = if may_wait { world.setup.depth.max(2) as u64 } else { 2 };
         check!(waits || last_planned + gap > world.step, "{id:?} was planned last at step {last_planned}");
     }
     Ok(())

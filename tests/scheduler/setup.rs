@@ -26,6 +26,8 @@ pub struct Setup {
     pub early_commit: u32,
     /// Per cent of requests that are fed by the host.
     pub host_fed: u32,
+    /// Per cent of loop turns in which a request changes between device and host.
+    pub changing: u32,
 }
 
 /// An engine of the given seed.
@@ -42,6 +44,7 @@ pub fn draw_setup(rng: &mut Rng) -> Setup {
         (true, false) => ChunkedPrefill::On { long_prefill_token_threshold: None },
     };
     config.max_steps_in_flight = rng.pick(&[1, 2, 2, 3]);
+    config.host_wait_share = rng.pick(&[0, 1, 3, 16]);
     config.policy = rng.pick(&[SchedulingPolicy::Fcfs, SchedulingPolicy::Priority]);
     let one: u32 = groups.iter().map(|g| g.most_pages(max_model_len, config.max_num_batched_tokens)).sum();
     let caching = rng.pick(&[
@@ -61,7 +64,8 @@ pub fn draw_setup(rng: &mut Rng) -> Setup {
         arrival: rng.pick(&[5, 20, 60, 100]),
         abort: rng.pick(&[0, 0, 2, 5]),
         early_commit: rng.pick(&[0, 10]),
-        host_fed: rng.pick(&[0, 0, 20, 50]),
+        host_fed: rng.pick(&[0, 0, 20, 50, 100]),
+        changing: rng.pick(&[0, 0, 5, 20]),
     }
 }
 

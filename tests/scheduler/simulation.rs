@@ -77,6 +77,10 @@ fn add(a: Coverage, b: Coverage) -> Coverage {
         ended_unseen: a.ended_unseen + b.ended_unseen,
         ended_while_preempted: a.ended_while_preempted + b.ended_while_preempted,
         drafts_accepted: a.drafts_accepted + b.drafts_accepted,
+        drafts_refused: a.drafts_refused + b.drafts_refused,
+        drafts_of_preempted: a.drafts_of_preempted + b.drafts_of_preempted,
+        ended_among_drafts: a.ended_among_drafts + b.ended_among_drafts,
+        feeds_changed: a.feeds_changed + b.feeds_changed,
         window_pages_freed: a.window_pages_freed + b.window_pages_freed,
         partial_prompts: a.partial_prompts + b.partial_prompts,
     }
@@ -94,7 +98,11 @@ fn assert_everything_happened(total: &Coverage) {
         ("tokens from the prefix cache", total.cached_tokens, 100_000),
         ("requests that ended unseen", total.ended_unseen, 10_000),
         ("requests that ended while preempted", total.ended_while_preempted, 100),
-        ("drafts accepted", total.drafts_accepted, 1_000),
+        ("drafts accepted", total.drafts_accepted, 100_000),
+        ("drafts refused", total.drafts_refused, 10_000),
+        ("rows preempted while their drafts were verified", total.drafts_of_preempted, 100),
+        ("requests that ended among accepted drafts", total.ended_among_drafts, 1_000),
+        ("rows that changed between device and host", total.feeds_changed, 10_000),
         ("pages freed behind a window", total.window_pages_freed, 10_000),
         ("prompts cut into chunks", total.partial_prompts, 10_000),
     ];
@@ -116,6 +124,8 @@ fn planted_faults_are_noticed() {
         Fault::IgnoreSalt,
         Fault::DropInFlight,
         Fault::ResumeTooSoon,
+        Fault::KeepRefusedDrafts,
+        Fault::NoPagesForDrafts,
     ];
     for fault in faults {
         let caught =

@@ -40,6 +40,8 @@ pub struct Live {
     pub request: Request,
     pub oracle: Oracle,
     pub feed: Feed,
+    /// A row whose drafts are in flight waits for the host, whatever feeds it.
+    pub drafts_in_flight: bool,
     pub stage: Stage,
     /// Tokens known to the host.
     pub known: u32,
@@ -65,6 +67,10 @@ pub struct Coverage {
     pub ended_unseen: u64,
     pub ended_while_preempted: u64,
     pub drafts_accepted: u64,
+    pub drafts_refused: u64,
+    pub drafts_of_preempted: u64,
+    pub ended_among_drafts: u64,
+    pub feeds_changed: u64,
     pub window_pages_freed: u64,
     pub partial_prompts: u64,
 }
@@ -139,6 +145,7 @@ impl World {
         if self.rng.percent(self.setup.abort) {
             self.abort()?;
         }
+        self.change_feeds();
         self.propose();
         let planned = self.plan_step()?;
         let early = self.rng.percent(self.setup.early_commit);
@@ -171,6 +178,7 @@ impl World {
         let live = Live {
             oracle: Oracle::new(&request, tagged),
             feed,
+            drafts_in_flight: false,
             stage: Stage::Waiting,
             known: request.prompt.len() as u32,
             placeholders: 0,
@@ -196,6 +204,17 @@ impl World {
             _ => self.coverage.aborted_running += 1,
         }
         checks::pages(self)
+    }
+
+    /// Some rows find out that they have drafts to propose, or none, whatever they have in flight.
+    fn change_feeds(&mut self) {
+        for (id, live) in &mut self.live {
+            if self.rng.percent(self.setup.changing) {
+                live.feed = if live.feed == Feed::Host { Feed::Device } else { Feed::Host };
+                self.scheduler.set_feed(*id, live.feed);
+                self.coverage.feeds_changed += 1;
+            }
+        }
     }
 
     /// Gives some host-fed rows drafts: right ones, with a wrong one here and there.
@@ -255,6 +274,7 @@ impl World {
             live.stage = Stage::Running { slot: row.slot, computed: end, last_planned: self.step };
             live.placeholders += u32::from(row.sample);
             live.in_flight += 1;
+            live.drafts_in_flight = row.drafts > 0;
         }
         self.coverage.window_pages_freed += plan.table_deltas.iter().filter(|d| d.page == 0).count() as u64;
     }
@@ -288,6 +308,7 @@ impl World {
                 continue;
             };
             live.in_flight -= 1;
+            live.drafts_in_flight &= row.drafts == 0;
             if !row.sample {
                 continue;
             }
@@ -317,6 +338,10 @@ impl World {
         }
         check!(finish == outcome.finish, "{id:?} ends with {:?}, alone with {finish:?}", outcome.finish);
         self.coverage.drafts_accepted += tokens.len() as u64 - 1;
+        self.coverage.drafts_refused +=
+            u64::from(finish.is_none()) * (u64::from(row.drafts) + 1 - tokens.len() as u64);
+        self.coverage.drafts_of_preempted += u64::from(row.drafts > 0 && live.stage == Stage::Waiting);
+        self.coverage.ended_among_drafts += u64::from(finish.is_some() && tokens.len() as u32 <= row.drafts);
         if let Stage::Running { computed, .. } = &mut live.stage
             && row.drafts > 0
         {

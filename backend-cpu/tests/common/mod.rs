@@ -22,6 +22,7 @@ pub fn caps() -> StepCaps {
         groups: 1,
         vocab: 1000,
         logprobs: 8,
+        drafts: 0,
         arena_bytes: 64 << 20,
         invariance: Invariance::Batch,
     }

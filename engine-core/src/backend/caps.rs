@@ -57,6 +57,8 @@ pub struct StepCaps {
     pub vocab: u32,
     /// Most best ids returned per position.
     pub logprobs: u32,
+    /// Most draft tokens a generated row verifies in one step.
+    pub drafts: u32,
     /// Bytes of the bump arena that `Stream::scratch` draws from.
     pub arena_bytes: u64,
     pub invariance: Invariance,

@@ -73,6 +73,7 @@ pub fn caps() -> StepCaps {
         groups: 1,
         vocab: 100,
         logprobs: 2,
+        drafts: 0,
         arena_bytes: 1 << 20,
         invariance: Invariance::Batch,
     }

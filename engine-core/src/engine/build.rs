@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::build_draft::DraftBuild;
 use super::core::{Engine, LoopState};
-use super::handle::{EngineHandle, EngineState, QueueLimits};
+use super::handle::{EngineHandle, EngineState, QueueLimits, Shared};
 use super::types::OutputSink;
 use crate::backend::trace::{Log, Trace};
 use crate::backend::{Backend, CaptureLevel, Control, Invariance, KvGroupSpec, KvKind, MemInfo, StepCaps};
@@ -15,6 +16,8 @@ use crate::loader::source::{DummySource, WeightLoader, WeightSource};
 use crate::models;
 use crate::runner::{Runner, RunnerConfig};
 use crate::scheduler::{ChunkedPrefill, Scheduler, SchedulerConfig, SchedulingPolicy};
+use crate::speculate::ngram::NgramDrafter;
+use crate::speculate::{DraftSource, Drafter, Method, Speculation};
 use crate::tensor::DType;
 
 /// Everything an operator decides about an engine.
@@ -49,6 +52,8 @@ pub struct EngineOptions {
     pub loader_threads: u32,
     /// `--batch-invariant`: whether a row's bits may depend on its neighbours.
     pub invariance: Invariance,
+    /// `None`: one token a step.
+    pub speculation: Option<Speculation>,
 }
 
 /// The context length asked for.
@@ -81,6 +86,7 @@ impl Default for EngineOptions {
             queue: QueueLimits { requests: crate::limits::MAX_QUEUED_REQUESTS, tokens: None },
             loader_threads: 2,
             invariance: Invariance::None,
+            speculation: None,
         }
     }
 }
@@ -123,13 +129,13 @@ pub struct Running {
 }
 
 /// Sizes decided before a byte of weights is read.
-struct Sizes {
-    dtype: DType,
-    kv_dtype: DType,
-    page_tokens: u32,
-    max_num_seqs: u32,
-    tokens: u32,
-    groups: Vec<KvGroupSpec>,
+pub(super) struct Sizes {
+    pub dtype: DType,
+    pub kv_dtype: DType,
+    pub page_tokens: u32,
+    pub max_num_seqs: u32,
+    pub tokens: u32,
+    pub groups: Vec<KvGroupSpec>,
 }
 
 /// Builds and starts an engine. `progress` is told the bytes of each weight loaded.
@@ -144,6 +150,7 @@ pub fn start(
     sink: Box<dyn OutputSink>,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Running> {
+    options.speculation.as_ref().map_or(Ok(()), Speculation::check)?;
     let family = models::find(config)?;
     let plan = DecoderPlan::new(config, (family.spec)(config)?);
     let sizes = sizes(&*backend, config, &plan, options)?;
@@ -161,36 +168,45 @@ pub fn start(
     let mut caps = caps(config, &plan, &sizes, options, wanted_len);
     let traced = trace(&backend, config, &plan, &sizes, &caps)?;
     caps.arena_bytes = traced.arena_bytes;
+    let mut draft = match options.speculation.as_ref().map(|s| &s.method) {
+        Some(Method::Model(model)) => {
+            Some(DraftBuild::new(&backend, model, config, &sizes, &caps, options, wanted_len)?)
+        }
+        _ => None,
+    };
     // The trace is of plain weights: it says nothing of quantized ones, which fail as they are loaded.
     if source.is_plain() {
-        check_weights(&*backend, traced.weight_bytes, sizes.dtype)?;
+        let drafted_bytes = draft.as_ref().map_or(0, DraftBuild::traced_weight_bytes);
+        check_weights(&*backend, traced.weight_bytes + drafted_bytes, sizes.dtype)?;
     }
     let model = Arc::new(Decoder::load(&loader, config, &plan, wanted_len)?);
-    let kv = kv_pages(&*backend, &sizes, options, &mut caps, wanted_len)?;
+    let drafted_bytes = draft.as_mut().map_or(Ok(0), |d| d.load(&*backend, options, progress))?;
+    let kv = kv_pages(&*backend, &sizes, options, &mut caps, wanted_len, draft.as_ref())?;
     let max_model_len = kv.max_model_len;
     let scheduler = scheduler(&sizes, options, &kv)?;
     let (handle, shared, inbox) = EngineHandle::new(options.queue, max_model_len);
-    let runner_config = RunnerConfig {
-        caps: caps.clone(),
-        dtype: sizes.dtype,
-        kv_dtype: sizes.kv_dtype,
-        page_tokens: sizes.page_tokens,
-        kv_pages: kv.pages,
-        capture: options.capture.min(backend.info().capture),
-        capture_sizes: options.capture_sizes.clone(),
-    };
-    let report = report(&*backend, family.architecture, config, &sizes, &caps, &kv, model.weight_bytes());
+    let runner_config = runner_config(&*backend, &sizes, options, &caps, &kv);
+    let drafter = drafter(&*backend, options, draft, &runner_config)?;
+    let weight_bytes = model.weight_bytes() + drafted_bytes;
+    let report = report(&*backend, family.architecture, config, &sizes, &caps, &kv, weight_bytes);
     let runner = Runner::new(&*backend, model, runner_config)?;
     let control = runner.control();
     let engine = Engine {
         scheduler,
         runner,
+        drafter,
         inbox,
         shared: shared.clone(),
         sink,
         depth: options.steps_in_flight.clamp(1, crate::limits::MAX_STEPS_IN_FLIGHT),
         state: LoopState::default(),
     };
+    let thread = spawn(engine, shared)?;
+    Ok(Running { handle, report, control, thread })
+}
+
+/// Runs the engine on a thread of its own.
+fn spawn(engine: Engine, shared: Arc<Shared>) -> Result<std::thread::JoinHandle<()>> {
     let body = move || {
         // The engine answers for panics of its steps itself; this one is for a panic while it does so. The sink is
         // dropped then, which fails whatever is still open.
@@ -199,14 +215,47 @@ pub fn start(
             shared.set_state(EngineState::Lost);
         }
     };
-    let thread = std::thread::Builder::new()
-        .name("engine".to_owned())
-        .spawn(body)
-        .map_err(|e| Error::Io { path: "engine thread".to_owned(), reason: e.to_string() })?;
-    Ok(Running { handle, report, control, thread })
+    let builder = std::thread::Builder::new().name("engine".to_owned());
+    builder.spawn(body).map_err(|e| Error::Io { path: "engine thread".to_owned(), reason: e.to_string() })
 }
 
-fn sizes(
+fn runner_config(
+    backend: &dyn Backend,
+    sizes: &Sizes,
+    options: &EngineOptions,
+    caps: &StepCaps,
+    kv: &KvSize,
+) -> RunnerConfig {
+    RunnerConfig {
+        caps: caps.clone(),
+        dtype: sizes.dtype,
+        kv_dtype: sizes.kv_dtype,
+        page_tokens: sizes.page_tokens,
+        kv_pages: kv.pages,
+        capture: options.capture.min(backend.info().capture),
+        capture_sizes: options.capture_sizes.clone(),
+    }
+}
+
+/// The drafter that is asked for, beside a target that runs like this.
+fn drafter(
+    backend: &dyn Backend,
+    options: &EngineOptions,
+    draft: Option<DraftBuild<'_>>,
+    target: &RunnerConfig,
+) -> Result<Option<Drafter>> {
+    let Some(speculation) = &options.speculation else { return Ok(None) };
+    let source = match (&speculation.method, draft) {
+        (Method::Ngram { min, max }, _) => {
+            DraftSource::Ngram(NgramDrafter::new(target.caps.rows, speculation.tokens, *min, *max))
+        }
+        (Method::Model(_), Some(draft)) => DraftSource::Model(Box::new(draft.start(backend, target)?)),
+        (Method::Model(_), None) => return Ok(None),
+    };
+    Ok(Some(Drafter::new(speculation, source)))
+}
+
+pub(super) fn sizes(
     backend: &dyn Backend,
     config: &ModelConfig,
     plan: &DecoderPlan,
@@ -264,6 +313,7 @@ fn caps(c: &ModelConfig, plan: &DecoderPlan, sizes: &Sizes, options: &EngineOpti
         groups: plan.layout().groups.len() as u32,
         vocab: c.vocab_size,
         logprobs: options.max_logprobs.min(c.vocab_size),
+        drafts: options.speculation.as_ref().map_or(0, |s| s.tokens),
         arena_bytes: 0,
         invariance: options.invariance,
     }
@@ -271,7 +321,7 @@ fn caps(c: &ModelConfig, plan: &DecoderPlan, sizes: &Sizes, options: &EngineOpti
 
 /// The arena's height in the largest step and the bytes of all weights, found by tracing before a byte of weights is
 /// read. An op that the device does not have ends start-up here.
-fn trace(
+pub(super) fn trace(
     backend: &Arc<dyn Backend>,
     config: &ModelConfig,
     plan: &DecoderPlan,
@@ -331,6 +381,7 @@ fn check_weights(backend: &dyn Backend, wanted_bytes: u64, dtype: DType) -> Resu
 /// The KV cache as decided.
 struct KvSize {
     pages: u32,
+    /// The draft model's share among them.
     page_bytes: u64,
     max_model_len: u32,
     /// Tokens the whole pool holds.
@@ -338,7 +389,7 @@ struct KvSize {
     groups: Vec<GroupSpec>,
 }
 
-fn group_spec(g: &KvGroupSpec) -> GroupSpec {
+pub(super) fn group_spec(g: &KvGroupSpec) -> GroupSpec {
     let kind = match g.kind {
         KvKind::Window { tokens } => GroupKind::Window { tokens },
         _ => GroupKind::Full,
@@ -354,12 +405,16 @@ fn kv_pages(
     options: &EngineOptions,
     caps: &mut StepCaps,
     wanted_len: u32,
+    draft: Option<&DraftBuild<'_>>,
 ) -> Result<KvSize> {
     let groups: Vec<GroupSpec> = sizes.groups.iter().map(group_spec).collect();
-    let page_bytes = sizes.groups.iter().map(KvGroupSpec::page_bytes).max().unwrap_or(1);
+    let page_bytes = sizes.groups.iter().map(KvGroupSpec::page_bytes).max().unwrap_or(1)
+        + draft.map_or(0, DraftBuild::page_bytes);
     let memory = backend.memory()?;
     let free = memory.free_bytes;
-    let fixed = caps.arena_bytes + backend.overhead_bytes(caps);
+    let fixed = caps.arena_bytes
+        + backend.overhead_bytes(caps)
+        + draft.map_or(0, |d| d.arena_bytes() + backend.overhead_bytes(d.caps()));
     let asked = options.kv_pages.map(|pages| (u64::from(pages) + 1) * page_bytes);
     let budget = asked
         .or(options.kv_cache_memory_bytes)

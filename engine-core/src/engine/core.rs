@@ -17,11 +17,13 @@ use super::types::{
 use crate::error::Result;
 use crate::runner::{InFlight, RequestView, Runner, StepResults};
 use crate::scheduler::{CommitOutcome, Feed, Phase, PlanRow, RowResult, Scheduler, StepPlan};
+use crate::speculate::Drafter;
 
 /// Everything the engine thread owns.
 pub(super) struct Engine {
     pub scheduler: Scheduler,
     pub runner: Runner,
+    pub drafter: Option<Drafter>,
     pub inbox: Receiver<Message>,
     pub shared: Arc<Shared>,
     pub sink: Box<dyn OutputSink>,
@@ -126,7 +128,8 @@ impl Engine {
 
     fn submit(&mut self, request: Request) {
         let (id, prompt) = (request.id, request.prompt.len());
-        if let Err(refused) = self.scheduler.add(request, Feed::Device) {
+        let feed = self.drafter.as_ref().map_or(Feed::Device, Drafter::first_feed);
+        if let Err(refused) = self.scheduler.add(request, feed) {
             // The handle has checked the same bounds; getting here means they changed in between.
             tracing::warn!("request {} refused after it was accepted: {refused}", id.0);
             self.shared.dequeue(prompt);
@@ -168,6 +171,9 @@ impl Engine {
         for row in &plan.rows {
             note_admission(&self.scheduler, &self.shared, &mut self.state.firsts, row);
         }
+        if let Some(drafter) = &mut self.drafter {
+            drafter.fill(&plan, &mut self.scheduler)?;
+        }
         let scheduler = &self.scheduler;
         let step = self.runner.launch(&plan, &|row| view(scheduler, row))?;
         self.state.in_flight.push_back((plan, step));
@@ -180,11 +186,13 @@ impl Engine {
         let state = &mut self.state;
         self.runner.finish(step, &mut state.results)?;
         state.row_results.clear();
-        let result =
-            |s: &crate::runner::RowSample| RowResult { row: s.row, tokens: TokenBatch::from(s.token) };
+        let result = |s: &crate::runner::RowSample| RowResult { row: s.row, tokens: s.tokens };
         state.row_results.extend(state.results.samples.iter().map(result));
         state.outcomes.clear();
         self.scheduler.commit(plan.step, &state.row_results, &mut state.outcomes);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.propose(&plan, &state.outcomes, &mut self.scheduler);
+        }
         self.gather_prompts(&plan);
         self.collect_outputs(&plan);
         self.sink.deliver(&mut self.state.outputs);
@@ -222,6 +230,7 @@ impl Engine {
             prompt_tokens: of(Phase::Prompt),
             generated_tokens: of(Phase::Generated),
             steps: stats.steps + u64::from(plan.is_some()),
+            drafts: scheduler.drafts,
         };
         self.shared.board.publish(stats);
     }
@@ -231,7 +240,9 @@ impl Engine {
         let mut samples = state.results.samples.iter_mut();
         for outcome in &state.outcomes {
             let sample = samples.find(|s| s.row == outcome.row);
-            let logprobs = sample.and_then(|s| s.logprobs.take()).into_iter().collect();
+            let mut logprobs = sample.map_or_else(Vec::new, |s| std::mem::take(&mut s.logprobs));
+            // A row may end in the midst of what it sampled.
+            logprobs.truncate(outcome.tokens.as_slice().len());
             let prompt = if state.prompts.is_empty() { None } else { state.prompts.remove(&outcome.id) };
             state.outputs.rows.push(RowOutput {
                 id: outcome.id,
@@ -281,7 +292,8 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 fn view<'s>(scheduler: &'s Scheduler, row: &PlanRow) -> RequestView<'s> {
     match (scheduler.request_in(row.slot), scheduler.tokens_in(row.slot)) {
         (Some(request), Some(tokens)) => {
-            RequestView { tokens, prompt_len: request.prompt.len() as u32, params: &request.params }
+            let drafts = scheduler.drafts_in(row.slot).unwrap_or_default();
+            RequestView { tokens, prompt_len: request.prompt.len() as u32, drafts, params: &request.params }
         }
         _ => panic!("slot {} of the plan has no request", row.slot),
     }

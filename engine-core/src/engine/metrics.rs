@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::types::StepStats;
+use super::types::{DraftCounts, StepStats};
+use crate::limits::MAX_SPECULATIVE_TOKENS;
 
 /// Upper bounds of the tokens-per-step histogram.
 pub const STEP_TOKENS_BOUNDS: [u64; 13] = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
@@ -25,7 +26,8 @@ pub struct EngineFigures {
 /// Where the engine thread publishes. Single writer; a reader may see a step half published, never torn values.
 #[derive(Default)]
 pub(super) struct Board {
-    cells: [AtomicU64; 10],
+    cells: [AtomicU64; 13],
+    accepted_at: [AtomicU64; MAX_SPECULATIVE_TOKENS],
     counts: [AtomicU64; STEP_TOKENS_BOUNDS.len() + 1],
     sum: AtomicU64,
 }
@@ -44,8 +46,14 @@ impl Board {
             u64::from(s.prompt_tokens),
             u64::from(s.generated_tokens),
             s.steps,
+            s.drafts.drafts,
+            s.drafts.tokens,
+            s.drafts.accepted,
         ];
         for (cell, value) in self.cells.iter().zip(values) {
+            cell.store(value, Relaxed);
+        }
+        for (cell, value) in self.accepted_at.iter().zip(s.drafts.accepted_at) {
             cell.store(value, Relaxed);
         }
         let tokens = u64::from(s.prompt_tokens + s.generated_tokens);
@@ -71,6 +79,12 @@ impl Board {
                 prompt_tokens: cell(7) as u32,
                 generated_tokens: cell(8) as u32,
                 steps: cell(9),
+                drafts: DraftCounts {
+                    drafts: cell(10),
+                    tokens: cell(11),
+                    accepted: cell(12),
+                    accepted_at: std::array::from_fn(|i| self.accepted_at[i].load(Relaxed)),
+                },
             },
             step_tokens: StepTokens {
                 counts: std::array::from_fn(|i| self.counts[i].load(Relaxed)),

@@ -1,6 +1,7 @@
 //! The engine loop and its public face: [`EngineHandle`] in, [`types::StepOutputs`] out.
 
 pub mod build;
+mod build_draft;
 pub mod core;
 pub mod handle;
 pub mod metrics;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::limits::MAX_SPECULATIVE_TOKENS;
 use crate::sampling::SamplingParams;
 
 /// Name of a request, unique for the life of the engine. The server hands them out.
@@ -95,7 +96,7 @@ pub struct TokenBatch {
 
 impl TokenBatch {
     /// Most tokens one row can gain in one step (1 + drafts).
-    pub const CAPACITY: usize = 9;
+    pub const CAPACITY: usize = 1 + MAX_SPECULATIVE_TOKENS;
 
     /// Appends one token.
     ///
@@ -142,6 +143,30 @@ pub struct StepStats {
     pub prompt_tokens: u32,
     pub generated_tokens: u32,
     pub steps: u64,
+    pub drafts: DraftCounts,
+}
+
+/// What speculation came to since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DraftCounts {
+    /// Times that drafts of a row were verified.
+    pub drafts: u64,
+    /// Draft tokens verified.
+    pub tokens: u64,
+    /// Draft tokens accepted.
+    pub accepted: u64,
+    /// Draft tokens accepted, by their place in the draft.
+    pub accepted_at: [u64; MAX_SPECULATIVE_TOKENS],
+}
+
+impl DraftCounts {
+    /// Counts one row whose first `accepted` of `drafts` draft tokens were right.
+    pub fn count(&mut self, drafts: u32, accepted: usize) {
+        self.drafts += 1;
+        self.tokens += u64::from(drafts);
+        self.accepted += accepted as u64;
+        self.accepted_at[..accepted].iter_mut().for_each(|n| *n += 1);
+    }
 }
 
 /// Where the engine thread delivers its outputs: called once per step, must not block.

@@ -22,6 +22,10 @@ pub enum Fault {
     DropInFlight,
     /// A preempted row resumes while it has results in flight.
     ResumeTooSoon,
+    /// Refused drafts count as computed.
+    KeepRefusedDrafts,
+    /// A row takes no pages for its drafts.
+    NoPagesForDrafts,
 }
 
 /// Which fault is planted, if any.

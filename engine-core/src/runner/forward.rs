@@ -10,10 +10,13 @@ use crate::backend::{
     AttnPlan, Backend, BatchMeta, Buffer, CaptureLevel, HostSlot, KvPool, MemKind, NextInputs, Op, Pending,
     Phase, QueueKind, RowMeta, Sample, SampleRow, Sampler, SlotRecord, StepCaps, Stream, capture,
 };
+use crate::engine::types::TokenBatch;
 use crate::error::Result;
 use crate::layers::StepContext;
 use crate::layers::decoder::Decoder;
-use crate::limits::{LOGIT_ROWS_CHUNK, MAX_BAD_WORD_TOKENS, MAX_STEPS_IN_FLIGHT, PACKED_RECORD_WORDS};
+use crate::limits::{
+    LOGIT_ROWS_CHUNK, MAX_BAD_WORD_TOKENS, MAX_GRAPHS, MAX_STEPS_IN_FLIGHT, PACKED_RECORD_WORDS,
+};
 use crate::scheduler::{self, PlanRow, StepPlan, TokenSource, most_table_deltas};
 use crate::tensor::{DType, Tensor};
 
@@ -37,7 +40,10 @@ pub struct RunnerConfig {
 pub struct Runner {
     stream: Box<dyn Stream>,
     parts: Parts,
+    /// Of plain decode steps.
     graphs: Graphs,
+    /// Of steps in which every row verifies as many drafts as there may be.
+    verify_graphs: Graphs,
     slots: Vec<SlotState>,
     host_slots: Vec<HostSlot>,
     /// The upload under construction, in words.
@@ -45,6 +51,8 @@ pub struct Runner {
     records: Vec<u32>,
     stops: Vec<u32>,
     metas: Vec<RowMeta>,
+    /// First logits row and number of rows of each call of the sampler.
+    chunks: Vec<(u32, u32)>,
     layout: Layout,
     /// Lists of finished steps, to be used again.
     spare_wanted: Vec<Wanted>,
@@ -76,12 +84,37 @@ struct PromptJob {
     top: u32,
 }
 
+/// A plan row that samples: behind its last known token and behind each draft.
+#[derive(Clone, Copy, Debug)]
+struct SampledRow {
+    row: u32,
+    drafts: u32,
+    /// Best ids wanted with each token.
+    logprobs: Option<u32>,
+}
+
 /// What a step is to bring back.
 #[derive(Default)]
 struct Wanted {
-    /// Plan rows that sample, in logits order, with the log-probabilities each wants.
-    sampled: Vec<(u32, Option<u32>)>,
+    /// In logits order.
+    sampled: Vec<SampledRow>,
     prompts: Vec<PromptJob>,
+}
+
+impl Wanted {
+    fn logits(&self) -> u32 {
+        self.sampled.iter().map(|s| 1 + s.drafts).sum()
+    }
+}
+
+/// Which captured graph a step may use.
+#[derive(Clone, Copy)]
+struct Captured {
+    bucket: usize,
+    /// Rows of the bucket.
+    rows: u32,
+    /// Tokens of each row.
+    q_len: u32,
 }
 
 /// A step on the device.
@@ -120,19 +153,22 @@ impl Runner {
             .map(|_| backend.host_slot(output_words as usize * 4))
             .collect::<Result<Vec<_>>>()?;
         let graph_rows_step = backend.info().graph_row_step;
-        let graphs = match config.capture {
+        let most_graphs = if caps.drafts > 0 { MAX_GRAPHS / 2 } else { MAX_GRAPHS };
+        let graphs = || match config.capture {
             CaptureLevel::Never => Graphs::none(),
-            _ => Graphs::new(caps.rows, graph_rows_step, config.capture_sizes.as_deref()),
+            _ => Graphs::new(caps.rows, graph_rows_step, config.capture_sizes.as_deref(), most_graphs),
         };
         Ok(Runner {
             stream: backend.stream(QueueKind::Compute, caps, &[])?,
-            graphs,
+            graphs: graphs(),
+            verify_graphs: if caps.drafts > 0 { graphs() } else { Graphs::none() },
             slots: vec![SlotState::EMPTY; caps.rows as usize],
             host_slots,
             words: vec![0; input_words as usize],
             records: Vec::new(),
             stops: Vec::new(),
             metas: Vec::with_capacity(caps.rows as usize),
+            chunks: Vec::with_capacity(caps.rows as usize),
             layout: Layout::default(),
             spare_wanted: Vec::with_capacity(MAX_STEPS_IN_FLIGHT + 1),
             graph_rows_step,
@@ -147,7 +183,7 @@ impl Runner {
 
     /// How many decode graphs have been captured.
     pub fn graphs_captured(&self) -> usize {
-        self.graphs.captured()
+        self.graphs.captured() + self.verify_graphs.captured()
     }
 
     /// Enqueues the ops of the largest step there can be, without inputs: on a `Trace`, this finds out the arena's
@@ -159,7 +195,8 @@ impl Runner {
         let caps = &self.parts.config.caps;
         let (shape, output) = (largest_shape(caps), largest_output(caps));
         let layout = Layout::new(&shape, &self.parts.plans);
-        run_eager(&self.parts, &mut *self.stream, &shape, &layout, &output)
+        let chunks: Vec<_> = chunks(output.logits).collect();
+        run_eager(&self.parts, &mut *self.stream, &shape, &layout, &output, &chunks)
     }
 
     /// Enqueues one step. `view` answers for every row of the plan.
@@ -179,18 +216,22 @@ impl Runner {
         let top = top.filter(|_| !wanted.sampled.is_empty());
         let shape = self.shape(plan, &wanted);
         let graph = self.graph_bucket(plan, &shape, top);
-        let shape = graph.map_or(shape, |(_, rows)| StepShape::decode(rows, self.parts.config.caps.groups));
+        let shape = graph.map_or(shape, |g| self.graph_shape(g));
         let mut layout = std::mem::take(&mut self.layout);
         layout.set(&shape, &self.parts.plans);
         let output = OutputShape::new(&shape, top, wanted.prompts.iter().map(|j| j.top).max().unwrap_or(0));
-        if let Some((bucket, _)) = graph.filter(|g| self.graphs.get(g.0).is_none()) {
-            self.capture(bucket, &shape, &layout)?;
+        if let Some(missing) = graph.filter(|g| self.graphs_of(g.q_len).get(g.bucket).is_none()) {
+            self.capture(missing, &shape, &layout)?;
         }
         self.pack(plan, view, &layout, &wanted)?;
         self.stream.upload(bytes_of(&self.words[..layout.words as usize]), self.parts.input.tensor())?;
-        match graph.and_then(|g| self.graphs.get(g.0)) {
+        let graphs = graph.map(|g| if g.q_len == 1 { &self.graphs } else { &self.verify_graphs });
+        match graph.zip(graphs).and_then(|(g, graphs)| graphs.get(g.bucket)) {
             Some(captured) => self.stream.replay(captured)?,
-            None => run_eager(&self.parts, &mut *self.stream, &shape, &layout, &output)?,
+            None => {
+                whole_rows(&mut self.chunks, wanted.sampled.iter().map(|s| 1 + s.drafts));
+                run_eager(&self.parts, &mut *self.stream, &shape, &layout, &output, &self.chunks)?;
+            }
         }
         let slot = self.host_slots.pop().unwrap_or_else(|| panic!("more steps in flight than host slots"));
         let pending = self.stream.download(self.parts.output.tensor().cols_at(0, output.words()), slot)?;
@@ -207,9 +248,16 @@ impl Runner {
         results.samples.clear();
         results.prompts.clear();
         let words = Words(slot.bytes());
-        for (i, (row, logprobs)) in step.wanted.sampled.iter().enumerate() {
-            let logprobs = logprobs.and_then(|n| step.output.read_sampled(words, i as u32, n));
-            results.samples.push(RowSample { row: *row, token: words.get(i as u32), logprobs });
+        let mut first = 0;
+        for s in &step.wanted.sampled {
+            let mut sample = RowSample { row: s.row, tokens: TokenBatch::default(), logprobs: Vec::new() };
+            // Behind the first draft that was wrong nothing is drawn.
+            for i in (first..=first + s.drafts).take_while(|i| (words.get(*i) as i32) >= 0) {
+                sample.tokens.push(words.get(i));
+                sample.logprobs.extend(s.logprobs.and_then(|n| step.output.read_sampled(words, i, n)));
+            }
+            results.samples.push(sample);
+            first += 1 + s.drafts;
         }
         let mut at = 0;
         for job in &step.wanted.prompts {
@@ -258,7 +306,7 @@ impl Runner {
             }
             if row.sample {
                 let logprobs = self.slots[row.slot as usize].logprobs;
-                wanted.sampled.push((i as u32, logprobs));
+                wanted.sampled.push(SampledRow { row: i as u32, drafts: row.drafts, logprobs });
                 top = top.max(logprobs);
             }
             if row.phase == scheduler::Phase::Prompt {
@@ -272,40 +320,61 @@ impl Runner {
     }
 
     fn shape(&self, plan: &StepPlan, wanted: &Wanted) -> StepShape {
+        let logits = wanted.logits();
         StepShape {
             rows: plan.rows.len() as u32,
             tokens: plan.tokens,
-            logits: wanted.sampled.len() as u32,
+            logits,
             deltas: plan.table_deltas.len() as u32,
             record_words: self.records.len() as u32,
             prompt_logits: wanted.prompts.iter().map(|j| j.count).sum(),
+            drafts: if wanted.sampled.iter().any(|s| s.drafts > 0) { logits } else { 0 },
         }
     }
 
-    /// The graph bucket of a plain decode step: every row one token, all sampled, nobody new, no log-probabilities.
-    fn graph_bucket(&self, plan: &StepPlan, shape: &StepShape, top: Option<u32>) -> Option<(usize, u32)> {
-        let groups = self.parts.config.caps.groups;
-        let plain = shape.tokens == shape.rows
-            && shape.logits == shape.rows
+    /// The graph bucket of a plain decode step: every row one token, or one and as many drafts as there may be, all
+    /// sampled, nobody new, no log-probabilities.
+    fn graph_bucket(&self, plan: &StepPlan, shape: &StepShape, top: Option<u32>) -> Option<Captured> {
+        let drafts = plan.rows.first().map_or(0, |r| r.drafts);
+        let q_len = 1 + drafts;
+        let plain = shape.tokens == shape.rows * q_len
+            && shape.logits == shape.tokens
+            && (drafts == 0 || drafts == self.parts.config.caps.drafts)
+            && plan.rows.iter().all(|r| r.drafts == drafts && r.q_len == q_len)
             && shape.record_words == 0
             && shape.prompt_logits == 0
             && top.is_none()
             && plan.generated_rows == shape.rows;
-        let (bucket, rows) = self.graphs.bucket(shape.rows).filter(|_| plain)?;
-        (shape.deltas <= rows * groups).then_some((bucket, rows))
+        let (bucket, rows) = self.graphs_of(q_len).bucket(shape.rows).filter(|_| plain)?;
+        let captured = Captured { bucket, rows, q_len };
+        let largest = self.graph_shape(captured);
+        let fits = largest.tokens <= self.parts.config.caps.tokens.max(self.parts.config.caps.rows);
+        (fits && shape.deltas <= largest.deltas).then_some(captured)
+    }
+
+    fn graphs_of(&self, q_len: u32) -> &Graphs {
+        if q_len == 1 { &self.graphs } else { &self.verify_graphs }
+    }
+
+    fn graph_shape(&self, g: Captured) -> StepShape {
+        let config = &self.parts.config;
+        StepShape::decode(g.rows, g.q_len, config.caps.groups, config.page_tokens)
     }
 
     /// Captures a decode bucket on padding only.
-    fn capture(&mut self, bucket: usize, shape: &StepShape, layout: &Layout) -> Result<()> {
+    fn capture(&mut self, which: Captured, shape: &StepShape, layout: &Layout) -> Result<()> {
         let nothing = Wanted::default();
         self.pack(&StepPlan::default(), &|_| unreachable!("an empty plan has no rows"), layout, &nothing)?;
         self.stream.upload(bytes_of(&self.words[..layout.words as usize]), self.parts.input.tensor())?;
         let output = OutputShape::new(shape, None, 0);
-        let parts = &self.parts;
-        let (graph, ()) = capture(&mut *self.stream, |s| run_eager(parts, s, shape, layout, &output))?;
+        whole_rows(&mut self.chunks, std::iter::repeat_n(which.q_len, which.rows as usize));
+        let (parts, chunks) = (&self.parts, &self.chunks);
+        let (graph, ()) =
+            capture(&mut *self.stream, |s| run_eager(parts, s, shape, layout, &output, chunks))?;
+        let graphs = if which.q_len == 1 { &mut self.graphs } else { &mut self.verify_graphs };
         match graph {
-            Some(graph) => self.graphs.put(bucket, graph),
-            None => self.graphs.disable(),
+            Some(graph) => graphs.put(which.bucket, graph),
+            None => graphs.disable(),
         }
         Ok(())
     }
@@ -325,6 +394,7 @@ impl Runner {
         words[l.start.range()].fill(0);
         words[l.deltas.range()].fill(-1i32 as u32);
         words[l.logit_rows.range()].fill(-1i32 as u32);
+        words[l.draft.range()].fill(-1i32 as u32);
         words[l.cu_q.range()].fill(plan.tokens);
         let mut t = 0;
         for (i, row) in plan.rows.iter().enumerate() {
@@ -335,29 +405,44 @@ impl Runner {
             match row.tokens_from {
                 TokenSource::Device => words[l.src.range()][t] = row.slot,
                 TokenSource::Host => {
-                    let from = row.start as usize..(row.start + row.q_len) as usize;
-                    words[l.staged.range()][tokens.clone()].copy_from_slice(&view(row).tokens[from]);
+                    let (request, drafts) = (view(row), row.drafts as usize);
+                    let known = row.start as usize..(row.start + row.q_len) as usize - drafts;
+                    let (own, drafted) = words[l.staged.range()][tokens.clone()].split_at_mut(known.len());
+                    own.copy_from_slice(&request.tokens[known]);
+                    drafted.copy_from_slice(&request.drafts[..drafts]);
                 }
             }
             t = tokens.end;
         }
-        self.pack_samples(plan, l, &wanted.sampled);
+        self.pack_samples(plan, view, l, &wanted.sampled);
         self.pack_prompt_jobs(plan, view, l, &wanted.prompts);
         self.pack_deltas(plan, l);
         self.words[l.records.range()].copy_from_slice(&self.records);
         self.pack_plans(plan, l)
     }
 
-    fn pack_samples(&mut self, plan: &StepPlan, l: &Layout, sampled: &[(u32, Option<u32>)]) {
-        let ends = &mut self.words;
-        for (i, (row, _)) in sampled.iter().enumerate() {
-            let end = ends[l.cu_q.range()][*row as usize + 1];
-            ends[l.logit_rows.range()][i] = end - 1;
-        }
-        for (i, words) in self.words[l.sample.range()].chunks_exact_mut(SampleRow::WORDS).enumerate() {
-            let row = sampled.get(i).map(|s| &plan.rows[s.0 as usize]);
-            let row = row.map(|r| self.slots[r.slot as usize].sample_row(r.sample_position));
-            row.unwrap_or(SampleRow::PADDING).write(words);
+    fn pack_samples<'v>(
+        &mut self,
+        plan: &StepPlan,
+        view: &dyn Fn(&PlanRow) -> RequestView<'v>,
+        l: &Layout,
+        sampled: &[SampledRow],
+    ) {
+        let words = &mut self.words;
+        words[l.sample.range()].chunks_exact_mut(SampleRow::WORDS).for_each(|w| SampleRow::PADDING.write(w));
+        let mut at = 0;
+        for s in sampled {
+            let row = &plan.rows[s.row as usize];
+            let end = words[l.cu_q.range()][s.row as usize + 1];
+            for i in 0..=s.drafts {
+                words[l.logit_rows.range()][at] = end - 1 - s.drafts + i;
+                let sample = self.slots[row.slot as usize].sample_row(row.sample_position + i);
+                sample.write(&mut words[l.sample.range()][at * SampleRow::WORDS..][..SampleRow::WORDS]);
+                if i < s.drafts {
+                    words[l.draft.range()][at] = view(row).drafts[i as usize];
+                }
+                at += 1;
+            }
         }
     }
 
@@ -427,7 +512,7 @@ fn largest_shape(caps: &StepCaps) -> StepShape {
     StepShape {
         rows: caps.rows,
         tokens: caps.tokens.max(caps.rows),
-        logits: caps.rows,
+        logits: caps.rows * (1 + caps.drafts),
         deltas: most_table_deltas(
             caps.groups,
             caps.rows,
@@ -437,6 +522,7 @@ fn largest_shape(caps: &StepCaps) -> StepShape {
         ),
         record_words: PACKED_RECORD_WORDS as u32,
         prompt_logits: caps.tokens,
+        drafts: if caps.drafts > 0 { caps.rows * (1 + caps.drafts) } else { 0 },
     }
 }
 
@@ -452,7 +538,7 @@ fn largest_record(config: &RunnerConfig) -> u32 {
 
 fn largest_output(caps: &StepCaps) -> OutputShape {
     OutputShape {
-        logits: caps.rows,
+        logits: caps.rows * (1 + caps.drafts),
         prompt: caps.tokens,
         top: Some(caps.logprobs),
         prompt_top: caps.logprobs,
@@ -466,6 +552,7 @@ fn run_eager(
     shape: &StepShape,
     layout: &Layout,
     output: &OutputShape,
+    chunks: &[(u32, u32)],
 ) -> Result<()> {
     let v = Views::of(p.input.tensor(), layout);
     let mark = s.mark();
@@ -488,7 +575,7 @@ fn run_eager(
         dtype: p.config.dtype,
     };
     let hidden = p.model.forward(s, &ctx, next.ids)?;
-    sample(p, s, hidden, &v, output)?;
+    sample(p, s, hidden, &v, output, chunks)?;
     prompt_logprobs(p, s, hidden, &v, output)?;
     s.release(mark);
     Ok(())
@@ -515,17 +602,24 @@ fn next_inputs(p: &Parts, s: &mut dyn Stream, shape: &StepShape, v: &Views) -> R
     Ok(next)
 }
 
-/// Logits and samples, in chunks of `LOGIT_ROWS_CHUNK` rows.
-fn sample(p: &Parts, s: &mut dyn Stream, hidden: Tensor, v: &Views, output: &OutputShape) -> Result<()> {
+/// Logits and samples, in chunks of at most `LOGIT_ROWS_CHUNK` rows.
+fn sample(
+    p: &Parts,
+    s: &mut dyn Stream,
+    hidden: Tensor,
+    v: &Views,
+    output: &OutputShape,
+    chunks: &[(u32, u32)],
+) -> Result<()> {
     let buffer = p.output.tensor();
-    for (first, count) in chunks(output.logits) {
+    for &(first, count) in chunks {
         let mark = s.mark();
         let logits = p.model.logits(s, hidden, v.logit_rows.cols_at(first, count))?;
         s.op(&Op::Sample(Sample {
             logits,
             sampler: &p.sampler,
             rows: v.sample.rows_at(first, count),
-            draft: None,
+            draft: v.draft.map(|d| d.cols_at(first, count)),
             mask: None,
             ids: output.ids(buffer).cols_at(first, count),
             last: p.last.tensor(),
@@ -556,6 +650,20 @@ fn prompt_logprobs(
 
 fn chunks(rows: u32) -> impl Iterator<Item = (u32, u32)> {
     (0..rows).step_by(LOGIT_ROWS_CHUNK as usize).map(move |at| (at, LOGIT_ROWS_CHUNK.min(rows - at)))
+}
+
+/// Cuts logits rows into chunks of at most `LOGIT_ROWS_CHUNK` without cutting what one plan row samples, `rows` of them
+/// in order.
+fn whole_rows(into: &mut Vec<(u32, u32)>, rows: impl Iterator<Item = u32>) {
+    into.clear();
+    let mut at = 0;
+    for count in rows {
+        match into.last_mut().filter(|(_, filled)| *filled + count <= LOGIT_ROWS_CHUNK) {
+            Some((_, filled)) => *filled += count,
+            None => into.push((at, count)),
+        }
+        at += count;
+    }
 }
 
 fn bytes_of(words: &[u32]) -> &[u8] {

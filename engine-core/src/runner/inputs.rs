@@ -18,12 +18,24 @@ pub struct StepShape {
     pub record_words: u32,
     /// Prompt positions whose log-probabilities are wanted.
     pub prompt_logits: u32,
+    /// Logits rows that come with a draft to verify, or none: 0 or `logits`.
+    pub drafts: u32,
 }
 
 impl StepShape {
-    /// A pure decode step of `rows` rows: one token each, all sampled; every row may gain a page per group.
-    pub fn decode(rows: u32, groups: u32) -> Self {
-        StepShape { rows, tokens: rows, logits: rows, deltas: rows * groups, ..StepShape::default() }
+    /// A pure decode step of `rows` rows: `q_len` tokens each, all sampled and all but the last of a row drafts; every
+    /// row may gain as many pages per group as its tokens can begin.
+    pub fn decode(rows: u32, q_len: u32, groups: u32, page_tokens: u32) -> Self {
+        let tokens = rows * q_len;
+        let pages = 1 + (q_len - 1).div_ceil(page_tokens);
+        StepShape {
+            rows,
+            tokens,
+            logits: tokens,
+            deltas: rows * groups * pages,
+            drafts: if q_len > 1 { tokens } else { 0 },
+            ..StepShape::default()
+        }
     }
 }
 
@@ -54,6 +66,7 @@ pub struct Layout {
     pub cu_q: Section,
     pub logit_rows: Section,
     pub sample: Section,
+    pub draft: Section,
     pub deltas: Section,
     pub records: Section,
     pub prompt_rows: Section,
@@ -86,6 +99,7 @@ impl Layout {
         self.cu_q = section(shape.rows + 1);
         self.logit_rows = section(shape.logits);
         self.sample = section(shape.logits * SampleRow::WORDS as u32);
+        self.draft = section(shape.drafts);
         self.deltas = section(shape.deltas * 2);
         self.records = section(shape.record_words);
         self.prompt_rows = section(shape.prompt_logits);
@@ -106,6 +120,8 @@ pub struct Views {
     pub cu_q: Tensor,
     pub logit_rows: Tensor,
     pub sample: Tensor,
+    /// `None` when the step verifies nothing.
+    pub draft: Option<Tensor>,
     pub deltas: Tensor,
     pub records: Tensor,
     pub prompt_rows: Tensor,
@@ -126,6 +142,7 @@ impl Views {
             cu_q: ints(l.cu_q),
             logit_rows: ints(l.logit_rows),
             sample: table(l.sample, SampleRow::WORDS as u32, DType::U32),
+            draft: (l.draft.len > 0).then(|| ints(l.draft)),
             deltas: table(l.deltas, 2, DType::I32),
             records: words(l.records),
             prompt_rows: ints(l.prompt_rows),

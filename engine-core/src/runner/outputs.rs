@@ -2,7 +2,7 @@
 
 use super::inputs::StepShape;
 use crate::backend::LogprobsOut;
-use crate::engine::types::TokenLogprobs;
+use crate::engine::types::{TokenBatch, TokenLogprobs};
 use crate::tensor::{DType, Tensor};
 
 /// What a step brings back, in words of the output buffer: ids [L], then, when wanted, log-probabilities of the
@@ -69,13 +69,14 @@ fn block(buffer: Tensor, at: u32, rows: u32, top: u32, first: u32, count: u32) -
     }
 }
 
-/// One row's sampled token.
+/// What one row sampled: a token, and one more behind each accepted draft.
 #[derive(Clone, Debug)]
 pub struct RowSample {
     /// Index in the plan's rows.
     pub row: u32,
-    pub token: u32,
-    pub logprobs: Option<TokenLogprobs>,
+    pub tokens: TokenBatch,
+    /// One entry a token, when wanted.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// Log-probabilities of the prompt positions one row computed in one step.

@@ -9,6 +9,8 @@ pub struct RequestView<'a> {
     /// Prompt and generated ids known to the host.
     pub tokens: &'a [u32],
     pub prompt_len: u32,
+    /// Proposed ids; the plan's row says how many of them it verifies.
+    pub drafts: &'a [u32],
     pub params: &'a SamplingParams,
 }
 

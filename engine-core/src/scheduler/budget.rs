@@ -2,7 +2,7 @@
 //! prompt and generated tokens.
 
 use super::config::{ChunkedPrefill, SchedulerConfig};
-use super::plan::{Feed, Phase, TokenSource};
+use super::plan::{Phase, TokenSource};
 use super::rows::Row;
 
 /// Tokens a step may still hand out.
@@ -40,14 +40,20 @@ pub(crate) struct Chunk {
     pub(crate) drafts: u32,
 }
 
+impl Chunk {
+    /// The same chunk with nothing to verify.
+    pub(crate) fn without_drafts(self) -> Chunk {
+        Chunk { q_len: self.q_len - self.drafts, drafts: 0, ..self }
+    }
+}
+
 impl SchedulerConfig {
     /// The next chunk of `row` when `start` positions are computed and at most `allowance` tokens may be taken;
     /// `None` when the row has nothing to compute before its results in flight are known, or nothing at all.
     #[inline]
     pub(crate) fn next_chunk(&self, row: &Row, start: u32, allowance: u32) -> Option<Chunk> {
         let wanted = row.wanted();
-        let host_waits = row.feed == Feed::Host && row.placeholders > 0;
-        if wanted >= row.target || host_waits || allowance == 0 {
+        if wanted >= row.target || row.waits_for_host() || allowance == 0 {
             return None;
         }
         let prompt = row.prompt_len();

@@ -4,6 +4,7 @@ use super::Scheduler;
 use super::plan::{CommitOutcome, RowResult, StepPlan};
 use super::rows::{RowIndex, Stage};
 use crate::engine::types::{RequestId, TokenBatch};
+use crate::kv::faults::planted;
 
 /// What the scheduler remembers of a step in flight.
 #[derive(Debug, Default)]
@@ -81,6 +82,10 @@ impl Scheduler {
         if self.rows.get(planned.index).is_none_or(|row| row.request.id != planned.id) {
             return false;
         }
+        if planned.drafts > 0 {
+            self.drafts.count(planned.drafts, tokens.len().saturating_sub(1));
+        }
+        let keep_refused = planted!(self.planted, KeepRefusedDrafts);
         let row = &mut self.rows[planned.index];
         row.in_flight -= 1;
         let mut accepted = TokenBatch::default();
@@ -97,8 +102,9 @@ impl Scheduler {
         }
         // Each accepted token but the last was a draft whose KV is right; the KV of refused drafts is overwritten.
         let drafts_kept = (accepted.as_slice().len() as u32).saturating_sub(1);
-        let computed = planned.end + drafts_kept;
-        if planned.drafts > 0 {
+        let computed = planned.end + if keep_refused { planned.drafts } else { drafts_kept };
+        // Drafts follow the token that was last when they were proposed.
+        if planned.sample {
             row.drafts.clear();
         }
         if let Stage::Running { slot } = row.stage {

@@ -6,6 +6,9 @@ use crate::limits::{
 };
 use crate::{Error, Result};
 
+/// Waiting costs a step what the host does between two, some hundredths of it; a row left out loses a step of its own.
+const HOST_WAIT_SHARE: usize = 16;
+
 /// `--enable-chunked-prefill`, and `--long-prefill-token-threshold`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkedPrefill {
@@ -33,6 +36,8 @@ pub struct SchedulerConfig {
     pub max_queued_tokens: Option<usize>,
     /// Steps planned and not committed at most; at least 1. One device needs [`MAX_STEPS_IN_FLIGHT`].
     pub max_steps_in_flight: usize,
+    /// No step is planned while at least one running row in so many waits for the host; 0: never mind them.
+    pub host_wait_share: usize,
 }
 
 impl SchedulerConfig {
@@ -47,6 +52,7 @@ impl SchedulerConfig {
             max_queued_requests: MAX_QUEUED_REQUESTS,
             max_queued_tokens: None,
             max_steps_in_flight: MAX_STEPS_IN_FLIGHT,
+            host_wait_share: HOST_WAIT_SHARE,
         }
     }
 

@@ -13,6 +13,15 @@
 //! planned once more; that step then owns the page it writes and its result is dropped. A row that is preempted with
 //! results in flight gets them at commit and is admitted again only after.
 //!
+//! **Drafts.** A row that the host feeds may be given tokens that perhaps follow ([`Scheduler::propose`]): its next chunk
+//! ends with them and samples behind each. Their pages are those of any chunk, but never cost another row its place.
+//! What is accepted counts as computed at commit; the KV of the rest is overwritten, and no such page was shared.
+//!
+//! **Rows that wait for the host.** A row with a result in flight whose next inputs the host makes cannot be planned.
+//! A step without it costs about as much as one with it, for the weights are read once a step; so when more than one
+//! running row in `SchedulerConfig::host_wait_share` waits like this, no step is planned until they are back. Else rows would fall into
+//! groups that take turns. When fewer wait, nobody else is held up for them.
+//!
 //! **Order.** Steps must reach the device in the order of their plans, on one queue, and be committed in that order.
 //! Pages freed by one call are handed out by the next; the queue's order makes that safe.
 
@@ -37,9 +46,10 @@ pub use plan::{
 pub use policy::SchedulingPolicy;
 
 use crate::Result;
-use crate::engine::types::{Refused, Request, RequestId};
+use crate::engine::types::{DraftCounts, Refused, Request, RequestId};
 use crate::kv::faults::Planted;
 use crate::kv::{KvConfig, KvManager};
+use crate::limits::MAX_SPECULATIVE_TOKENS;
 use commit::StepRecord;
 use policy::OrderKey;
 use queue::WaitingQueue;
@@ -62,6 +72,7 @@ pub struct SchedulerStats {
     pub prefix_queries: u64,
     /// Tokens found there.
     pub prefix_hits: u64,
+    pub drafts: DraftCounts,
 }
 
 /// The scheduler of one engine, with its KV pages. Belongs to the engine thread.
@@ -88,6 +99,7 @@ pub struct Scheduler {
     preemptions: u64,
     prefix_queries: u64,
     prefix_hits: u64,
+    drafts: DraftCounts,
     planted: Planted,
 }
 
@@ -118,6 +130,7 @@ impl Scheduler {
             preemptions: 0,
             prefix_queries: 0,
             prefix_hits: 0,
+            drafts: DraftCounts::default(),
             planted: Planted::default(),
             config,
         })
@@ -183,16 +196,26 @@ impl Scheduler {
         true
     }
 
+    /// From the next step on, the request's tokens reach the device this way. A row that turns host-fed with results
+    /// in flight is planned again once they are in.
+    pub fn set_feed(&mut self, id: RequestId, feed: Feed) {
+        let Some(&row) = self.ids.get(&id) else { return };
+        let row = &mut self.rows[row];
+        row.feed = feed;
+        if feed == Feed::Device {
+            row.drafts.clear();
+        }
+    }
+
     /// Proposes tokens to follow the last known one of a [`Feed::Host`] row; they are verified in its next step and
-    /// forgotten afterwards. Does nothing when the request is not running, not host-fed or has a result in flight.
+    /// forgotten when that is committed. Does nothing when the request is not running, not host-fed or has a result
+    /// in flight. At most `limits::MAX_SPECULATIVE_TOKENS` are taken.
     pub fn propose(&mut self, id: RequestId, drafts: &[u32]) {
         let Some(&row) = self.ids.get(&id) else { return };
         let row = &mut self.rows[row];
         if row.feed == Feed::Host && row.placeholders == 0 && row.stage != Stage::Waiting {
             row.drafts.clear();
-            row.drafts.extend_from_slice(
-                &drafts[..drafts.len().min(crate::engine::types::TokenBatch::CAPACITY - 1)],
-            );
+            row.drafts.extend_from_slice(&drafts[..drafts.len().min(MAX_SPECULATIVE_TOKENS)]);
         }
     }
 
@@ -214,6 +237,12 @@ impl Scheduler {
     /// Drafts of the request in a slot; the plan's row says how many of them it verifies.
     pub fn drafts_in(&self, slot: u32) -> Option<&[u32]> {
         self.row_in(slot).map(|row| row.drafts.as_slice())
+    }
+
+    /// The same to be filled in, between a plan that has room for proposed drafts and its launch.
+    pub fn drafts_in_mut(&mut self, slot: u32) -> Option<&mut [u32]> {
+        let row = self.slot_rows.get(slot as usize).copied()??;
+        Some(self.rows[row].drafts.as_mut_slice())
     }
 
     /// Whether any request is known.
@@ -248,6 +277,7 @@ impl Scheduler {
             preemptions: self.preemptions,
             prefix_queries: self.prefix_queries,
             prefix_hits: self.prefix_hits,
+            drafts: self.drafts,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::kv::TableDelta;
 /// Where the token ids of a row's chunk come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenSource {
-    /// Known to the host: `Scheduler::tokens(id)[start..start + q_len]` (see [`PlanRow::drafts`] for the end of it).
+    /// Known to the host: `Scheduler::tokens(id)[start..start + q_len - drafts]`, then the row's drafts.
     Host,
     /// Not known yet: the token sampled last in this slot. `q_len` is 1.
     Device,
@@ -51,7 +51,7 @@ pub struct PlanRow {
     /// Position of the first token this row samples (`start + q_len - drafts` when it samples): with the request's
     /// seed, the key of the draw. A preempted and recomputed row gets the same position and so the same token.
     pub sample_position: u32,
-    /// How many tokens at the end of the chunk are drafts to verify (`Scheduler::drafts(slot)`); 0 without
+    /// How many tokens at the end of the chunk are drafts to verify (`Scheduler::drafts_in(slot)`); 0 without
     /// speculation. The row then samples `1 + drafts` positions.
     pub drafts: u32,
     /// Set in the first step of this stay in the slot.

@@ -51,6 +51,13 @@ impl Row {
         self.tokens.len() as u32 + self.placeholders
     }
 
+    /// Whether the host makes its next inputs out of results that are in flight: those of a host-fed row, and those
+    /// of any row that verifies drafts, for how many are kept is not known before.
+    #[inline]
+    pub(crate) fn waits_for_host(&self) -> bool {
+        self.placeholders > 0 && (self.feed == Feed::Host || self.computed >= self.wanted())
+    }
+
     /// Appends a sampled token and says whether the request ends with it. A stop id counts before the length, an
     /// end-of-sequence id before a stop id; neither counts before `min_tokens` are out.
     #[inline]

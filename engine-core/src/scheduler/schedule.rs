@@ -22,12 +22,21 @@ impl Scheduler {
         let (in_flight, most) = (self.in_flight.len(), self.config.max_steps_in_flight);
         assert!(in_flight < most, "{in_flight} steps are in flight, the most there may be");
         plan.clear();
+        if self.waits_for_host() {
+            return;
+        }
         let mut budget = TokenBudget::new(self.config.max_num_batched_tokens);
         self.plan_running(plan, &mut budget);
         if plan.preempted.is_empty() {
             self.admit_waiting(plan, &mut budget);
         }
         self.close(plan, budget);
+    }
+
+    /// Whether so many running rows wait for the host that a step is better planned when they are back.
+    fn waits_for_host(&self) -> bool {
+        let waiting = self.running.iter().filter(|index| self.rows[**index].waits_for_host()).count();
+        waiting > 0 && waiting * self.config.host_wait_share >= self.running.len()
     }
 
     fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut TokenBudget) {
@@ -39,23 +48,35 @@ impl Scheduler {
             let allowance = budget.allowance(self.running.len() - i);
             let Some(chunk) = self.config.next_chunk(row, row.computed, allowance) else { continue };
             let Stage::Running { slot } = row.stage else { unreachable!("a waiting row among the running") };
-            if self.extend_or_preempt(index, slot, chunk, plan) {
+            if let Some(chunk) = self.extend_or_preempt(index, slot, chunk, plan) {
                 self.push(index, slot, chunk, None, plan);
                 budget.spend(chunk.q_len);
             }
         }
     }
 
-    /// Gets the chunk its pages, at the price of rows served later; false when the row itself had to go.
+    /// Gets the chunk its pages, at the price of its drafts first and then of rows served later; `None` when the row
+    /// itself had to go.
     #[inline]
-    fn extend_or_preempt(&mut self, index: RowIndex, slot: u32, chunk: Chunk, plan: &mut StepPlan) -> bool {
-        let end = chunk.start + chunk.q_len;
-        while !self.kv.extend(slot, chunk.start, end, &mut plan.table_deltas) {
-            if self.preempt_last(plan) == Some(index) {
-                return false;
+    fn extend_or_preempt(
+        &mut self,
+        index: RowIndex,
+        slot: u32,
+        mut chunk: Chunk,
+        plan: &mut StepPlan,
+    ) -> Option<Chunk> {
+        loop {
+            let without = if planted!(self.planted, NoPagesForDrafts) { chunk.drafts } else { 0 };
+            let end = chunk.start + chunk.q_len - without;
+            if self.kv.extend(slot, chunk.start, end, &mut plan.table_deltas) {
+                return Some(chunk);
+            }
+            if chunk.drafts > 0 {
+                chunk = chunk.without_drafts();
+            } else if self.preempt_last(plan) == Some(index) {
+                return None;
             }
         }
-        true
     }
 
     fn admit_waiting(&mut self, plan: &mut StepPlan, budget: &mut TokenBudget) {

@@ -4,6 +4,7 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
+use engine_core::engine::types::DraftCounts;
 use engine_core::sampling::SamplingParams;
 use serde_json::{Map, Value, json};
 
@@ -15,6 +16,7 @@ use super::serve::rng::Rng;
 use super::statistics::{mean, median, percentile};
 use crate::cli::progress::Progress;
 use crate::cli::{BenchLatencyArgs, EngineArgs};
+use crate::client::EngineClient as _;
 use crate::device::MachineLimits;
 use crate::local::Local;
 use crate::model::StartError;
@@ -45,7 +47,8 @@ fn batch(args: &BenchLatencyArgs, vocab_size: u32) -> Vec<(Arc<[u32]>, SamplingP
     for _ in 0..args.batch_size {
         let prompt: Arc<[u32]> = random_ids(&mut rng, args.input_len, vocab_size).into();
         for _ in 0..args.n {
-            batch.push((prompt.clone(), drive::params(args.output_len, rng.next())));
+            let params = drive::params(args.output_len, rng.next());
+            batch.push((prompt.clone(), SamplingParams { temperature: args.temperature, ..params }));
         }
     }
     batch
@@ -80,6 +83,8 @@ struct Figures {
     prefill: Option<Rate>,
     decode: Option<Rate>,
     limits: Option<MachineLimits>,
+    /// Of all runs, when there is speculation.
+    drafts: Option<DraftCounts>,
 }
 
 impl Figures {
@@ -92,6 +97,7 @@ impl Figures {
         let rest: Vec<f64> = runs.iter().map(|r| (r.total_s - r.first_s) / steps).collect();
         let step_s = (steps > 0.0).then(|| median(&rest));
         let rate = |work, seconds| Rate { work, seconds };
+        let drafts = local.engine.info().draft_tokens.map(|_| local.engine.stats().drafts);
         Figures {
             latencies: runs.iter().map(|r| r.total_s).collect(),
             sequences: args.batch_size * args.n,
@@ -99,11 +105,12 @@ impl Figures {
             first_s,
             step_s,
             prefill: cost.as_ref().map(|c| rate(c.prefill(rows, input), first_s)),
-            // On average half of the answer is there.
+            // On average half of the answer is there. With drafts a step makes several tokens.
             decode: cost
-                .zip(step_s)
+                .zip(step_s.filter(|_| drafts.is_none()))
                 .map(|(c, step_s)| rate(c.decode_step(rows, input + steps / 2.0 + 1.0), step_s)),
             limits,
+            drafts,
         }
     }
 
@@ -123,11 +130,15 @@ impl Figures {
             rates(&self.prefill)
         ));
         if let Some(step_s) = self.step_s {
+            let what = if self.drafts.is_some() { "token" } else { "step" };
             let (step_ms, tokens) = (step_s * 1e3, f64::from(self.sequences) / step_s);
             text.push_str(&format!(
-                "Decode: {step_ms:.2} ms a step, {tokens:.1} tokens/s{}\n",
+                "Decode: {step_ms:.2} ms a {what}, {tokens:.1} tokens/s{}\n",
                 rates(&self.decode)
             ));
+        }
+        if let Some(drafts) = &self.drafts {
+            text.push_str(&drafts_line(drafts));
         }
         if let Some(limits) = limits {
             text.push_str(&format!("{}\n", limits::line_of(limits)));
@@ -150,6 +161,17 @@ impl Figures {
             "prefill": self.prefill.map(|r| r.json(limits)),
             "decode": self.decode.map(|r| r.json(limits)),
             "machine_limits": limits::json_of(limits),
+            "drafts": self.drafts.map(|d| json!({"drafts": d.drafts, "tokens": d.tokens, "accepted": d.accepted})),
         })
     }
+}
+
+fn drafts_line(d: &DraftCounts) -> String {
+    let share = |part: u64, of: u64| part as f64 / of.max(1) as f64;
+    format!(
+        "Drafts: {:.1} % of {} tokens accepted, {:.2} tokens a step with drafts\n",
+        100.0 * share(d.accepted, d.tokens),
+        d.tokens,
+        1.0 + share(d.accepted, d.drafts)
+    )
 }

@@ -77,6 +77,7 @@ pub struct BenchLatencyArgs {
     pub batch_size: u32,
     /// Sequences per prompt.
     pub n: u32,
+    pub temperature: f32,
     pub num_iters_warmup: u32,
     pub num_iters: u32,
     pub disable_detokenize: bool,

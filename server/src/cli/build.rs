@@ -58,7 +58,7 @@ pub fn engine_args(flags: &mut Resolved) -> Result<EngineArgs, CliError> {
         max_num_queued_reqs: flags.opt_int("max-num-queued-reqs"),
         max_num_queued_tokens: flags.opt_int("max-num-queued-tokens"),
         scheduling_policy: flags.choice("scheduling-policy"),
-        speculative_config: Some(flags.json("speculative-config")).filter(|map| !map.is_empty()),
+        speculative_config: speculative_config(flags),
         enforce_eager: graphs.eager,
         cudagraph_capture_sizes: graphs.sizes,
         max_cudagraph_capture_size: graphs.largest,
@@ -75,6 +75,20 @@ pub fn engine_args(flags: &mut Resolved) -> Result<EngineArgs, CliError> {
 /// The arguments of the log.
 pub fn logging_args(flags: &Resolved) -> LoggingArgs {
     LoggingArgs { level: flags.choice("log-level"), format: flags.choice("log-format") }
+}
+
+/// The object, and over it the flags that stand for one of its keys.
+fn speculative_config(flags: &Resolved) -> Option<JsonMap> {
+    let mut map = flags.json("speculative-config");
+    for (flag, key) in [("spec-method", "method"), ("spec-model", "model")] {
+        if let Some(text) = flags.opt_text(flag) {
+            map.insert(key.to_owned(), text.into());
+        }
+    }
+    if let Some(tokens) = flags.opt_int::<u32>("spec-tokens") {
+        map.insert("num_speculative_tokens".to_owned(), tokens.into());
+    }
+    Some(map).filter(|map| !map.is_empty())
 }
 
 /// The method asked for; `--load-format bitsandbytes` asks for one too.

@@ -49,6 +49,7 @@ pub fn bench_latency_args(flags: &mut Resolved) -> Result<BenchLatencyArgs, CliE
         output_len: flags.int("output-len"),
         batch_size: flags.int("batch-size"),
         n: flags.int("n"),
+        temperature: flags.float("temperature") as f32,
         num_iters_warmup: flags.int("num-iters-warmup"),
         num_iters: flags.int("num-iters"),
         disable_detokenize: flags.bool("disable-detokenize"),

@@ -43,6 +43,7 @@ impl MockConfig {
             max_logprobs: Some(20),
             scheduling_policy: SchedulingPolicy::Fcfs,
             kv_cache_tokens: 1 << 20,
+            draft_tokens: None,
             cache_config: vec![("block_size".into(), "16".into()), ("num_gpu_blocks".into(), "65536".into())],
         };
         MockConfig {

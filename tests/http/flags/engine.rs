@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::effects;
-use crate::harness::{LONG, cache_label, complete, metric, ready};
-use crate::process::{Server, run};
+use crate::harness::{LONG, cache_label, complete, get, metric, ready};
+use crate::process::{Server, bundled_model, run};
 
 const BASE: &str = "engine=\"0\",model_name=\"pallium-demo\"";
 
@@ -36,6 +36,20 @@ fn queued(words: &[&str], prompt: Value) -> (u16, Option<String>) {
     let reply =
         complete(&Server::start(&words), &json!({"prompt": prompt, "max_tokens": 400, "ignore_eos": true}));
     (reply.status, reply.header("retry-after").map(str::to_owned))
+}
+
+/// Draft tokens that were verified and accepted for a greedy answer that begins to repeat itself, which is the same
+/// without drafts. The last number: places of a draft that are counted.
+fn drafts(words: &[&str]) -> (f64, f64, usize) {
+    let body = json!({"prompt": "one two three one two three one two three one", "max_tokens": 60, "temperature": 0,
+        "ignore_eos": true});
+    let server = Server::start(words);
+    let text = complete(&server, &body).text();
+    assert_eq!(text, complete(&Server::start(&[]), &body).text(), "{words:?}");
+    let count = |what: &str| metric(&server, &format!("vllm:spec_decode_num_{what}_tokens_total{{{BASE}}}"));
+    let place = "vllm:spec_decode_num_accepted_tokens_per_pos_total{";
+    let places = get(&server, "/metrics").body.lines().filter(|line| line.starts_with(place)).count();
+    (count("draft"), count("accepted"), places)
 }
 
 /// Prompt tokens that a second, equal request finds cached.
@@ -120,6 +134,32 @@ effects! {
         let body = json!({"prompt": "Once", "max_tokens": 1, "priority": 3});
         assert_eq!(complete(&Server::start(&["--scheduling-policy", "priority"]), &body).status, 200);
         assert_eq!(complete(&Server::start(&[]), &body).status, 400);
+    }
+    "speculative-config" fn speculative_config() {
+        let json = r#"{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_max":4,"prompt_lookup_min":2}"#;
+        let (drafted, accepted, places) = drafts(&["--speculative-config", json]);
+        assert!(accepted > 0.0 && accepted <= drafted && places == 4, "{accepted} of {drafted}, {places} places");
+        // One more key: nothing is drafted while more than no request runs.
+        let off = drafts(&["-sc", json, "--speculative-config.disable_by_batch_size", "0"]);
+        assert_eq!((off.0, off.2), (0.0, 4));
+        assert!(!get(&Server::start(&[]), "/metrics").body.contains("spec_decode"));
+        let (code, said) = run(&["serve", "--port", "0", "--speculative-config.method", "eagle"]);
+        assert!(code == Some(1) && said.contains("num_speculative_tokens"), "{said}");
+    }
+    "spec-method" fn spec_method() {
+        assert!(drafts(&["--spec-method", "ngram", "--num-speculative-tokens", "2"]).0 > 0.0);
+    }
+    "spec-model" fn spec_model() {
+        // A model agrees with itself.
+        let (drafted, accepted, _) =
+            drafts(&["--spec-model", bundled_model().to_str().unwrap(), "--spec-tokens", "3"]);
+        assert!(drafted > 0.0 && accepted == drafted, "{accepted} of {drafted}");
+    }
+    "spec-tokens" fn spec_tokens() {
+        for tokens in [1, 3] {
+            let words = ["--spec-method", "ngram", "--spec-tokens", &tokens.to_string()];
+            assert_eq!(drafts(&words).2, tokens);
+        }
     }
     "device" fn device() {
         let name = |device| ready(&["--device", device])["device"].as_str().unwrap().to_owned();

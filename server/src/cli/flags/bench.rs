@@ -29,6 +29,13 @@ pub const LATENCY: Group = Group {
         .default("8")
         .common(),
         Flag::int("n", 1, 16_384, "Sequences per prompt").default("1"),
+        Flag::float(
+            "temperature",
+            0.0,
+            2.0,
+            "Of the draws; at 0 an answer soon repeats itself, which drafts like",
+        )
+        .default("1"),
         Flag::int("num-iters-warmup", 0, MOST, "Runs before measuring").default("10").common(),
         Flag::int("num-iters", 1, MOST, "Runs measured").default("30").common(),
         Flag::switch("use-beam-search", "Search beams")

@@ -1,9 +1,10 @@
 //! Speculation, graphs and kernels, LoRA, multimodal input, structured output, disaggregation.
 
+use engine_core::limits::MAX_SPECULATIVE_TOKENS;
+
 use super::ANY;
 use crate::cli::flag::{Flag, Group, Kind};
 
-const SPECULATION: &str = "speculative decoding is not in this version (answers are the same without it)";
 const KERNELS: &str = "Pallium picks its kernels itself";
 const LORA: &str = "LoRA adapters are not in this version";
 const MEDIA: &str = "multimodal models are not in this version";
@@ -16,15 +17,21 @@ pub const SPECULATIVE: Group = Group {
     name: "SpeculativeConfig",
     about: "Tokens drafted ahead and verified",
     flags: &[
-        Flag::json("speculative-config", "Method, draft model and number of draft tokens")
-            .alias(&["-sc"])
-            .unset("none")
-            .later(SPECULATION),
-        Flag::text("spec-method", "As --speculative-config.method").unset("none").later(SPECULATION),
-        Flag::text("spec-model", "As --speculative-config.model").unset("none").later(SPECULATION),
-        Flag::int("spec-tokens", 0, 64, "As --speculative-config.num_speculative_tokens")
-            .unset("0")
-            .neutral(&["0"], SPECULATION),
+        Flag::json(
+            "speculative-config",
+            "method (ngram, draft_model), model, num_speculative_tokens, prompt_lookup_min, prompt_lookup_max",
+        )
+        .alias(&["-sc"])
+        .unset("none"),
+        Flag::text("spec-method", "As --speculative-config.method").unset("none"),
+        Flag::text("spec-model", "As --speculative-config.model").unset("none"),
+        Flag::int(
+            "spec-tokens",
+            0,
+            MAX_SPECULATIVE_TOKENS as i128,
+            "As --speculative-config.num_speculative_tokens",
+        )
+        .unset("none"),
     ],
 };
 

@@ -319,12 +319,6 @@ fn older_scripts_start_or_hear_why_not() {
         "--image-token-id 32000",
         "--image-input-shape 1,3,336,336",
         "--image-feature-size 576",
-    ];
-    for text in starts {
-        let invocation = line(&format!("serve M {text}")).unwrap_or_else(|e| panic!("{text}: {e}"));
-        assert_eq!(invocation.notices.len(), 1, "{text}: {:?}", invocation.notices);
-    }
-    let refused = [
         "--speculative-model M",
         "--speculative-model [ngram]",
         "--num-speculative-tokens 5",
@@ -332,6 +326,12 @@ fn older_scripts_start_or_hear_why_not() {
         "--speculative-disable-by-batch-size 4",
         "--ngram-prompt-lookup-max 4",
         "--ngram-prompt-lookup-min 1",
+    ];
+    for text in starts {
+        let invocation = line(&format!("serve M {text}")).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(invocation.notices.len(), 1, "{text}: {:?}", invocation.notices);
+    }
+    let refused = [
         "--middleware a.b",
         "--qlora-adapter-name-or-path P",
         "--long-lora-scaling-factors 4",

@@ -1,5 +1,7 @@
 //! One scrape.
 
+use engine_core::engine::types::DraftCounts;
+
 use super::registry::{escape_label, write_header, write_histogram, write_sample};
 use super::{Histogram, Metrics, Outcome};
 use crate::client::{EngineClient, EngineInfo, EngineStats, ITERATION_TOKENS_BOUNDS};
@@ -66,6 +68,9 @@ impl Metrics {
             "Cumulative number of preemption from the engine.",
             stats.preemptions,
         );
+        if let Some(places) = info.draft_tokens {
+            drafts_part(page, &stats.drafts, places);
+        }
         let name = "vllm:iteration_tokens_total";
         write_header(&mut page.out, name, "histogram", "Histogram of number of tokens per engine_step.");
         let bounds = ITERATION_TOKENS_BOUNDS.map(|b| b as f64);
@@ -202,6 +207,17 @@ impl Page {
     fn labelled(&mut self, name: &str, more: &str, value: f64) {
         let labels = format!("{},{more}", self.labels);
         write_sample(&mut self.out, name, &labels, value);
+    }
+}
+
+fn drafts_part(page: &mut Page, drafts: &DraftCounts, places: u32) {
+    page.counter("spec_decode_num_drafts", "Number of spec decoding drafts.", drafts.drafts);
+    page.counter("spec_decode_num_draft_tokens", "Number of draft tokens.", drafts.tokens);
+    page.counter("spec_decode_num_accepted_tokens", "Number of accepted tokens.", drafts.accepted);
+    let name = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
+    write_header(&mut page.out, name, "counter", "Accepted tokens per draft position.");
+    for (position, accepted) in drafts.accepted_at.iter().enumerate().take(places as usize) {
+        page.labelled(name, &format!("position=\"{position}\""), *accepted as f64);
     }
 }
 
