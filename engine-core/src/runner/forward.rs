@@ -673,3 +673,19 @@ fn bytes_of(words: &[u32]) -> &[u8] {
 fn bytes_of_mut(words: &mut [u32]) -> &mut [u8] {
     bytemuck::cast_slice_mut(words)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sampler_never_sees_half_of_what_a_row_verifies() {
+        let mut chunks = Vec::new();
+        whole_rows(&mut chunks, std::iter::repeat_n(17, 31).chain([1, 5]));
+        assert_eq!(chunks, [(0, 255), (255, 255), (510, 17 + 6)]);
+        whole_rows(&mut chunks, std::iter::repeat_n(1, 300));
+        assert_eq!(chunks, [(0, 256), (256, 44)]);
+        whole_rows(&mut chunks, std::iter::empty());
+        assert!(chunks.is_empty());
+    }
+}
