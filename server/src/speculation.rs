@@ -51,7 +51,7 @@ pub fn speculation(args: &EngineArgs, log: LogFormat) -> Result<Option<Speculati
             Method::Ngram { min: lookup.0.unwrap_or(max), max }
         }
         (None | Some("draft_model"), Some(model)) => {
-            Method::Model(draft_model(args, model, revision, quantization, max_len, log)?)
+            Method::Model(Box::new(draft_model(args, model, revision, quantization, max_len, log)?))
         }
         (None | Some("draft_model"), None) => {
             return Err(wrong("model is missing; name the draft model, or give method ngram".to_owned()));

@@ -56,7 +56,7 @@ fn lookup(tokens: u32, min: u32, max: u32) -> Speculation {
 fn drafted_by(config: &ModelConfig, source: impl WeightSource + 'static, tokens: u32) -> Speculation {
     let source = Arc::new(source);
     let model = DraftModel { name: "draft".to_owned(), config: config.clone(), source, max_len: None };
-    Speculation { tokens, most_rows: None, method: Method::Model(model) }
+    Speculation { tokens, most_rows: None, method: Method::Model(Box::new(model)) }
 }
 
 fn all_right(what: &str, d: &DraftCounts) {

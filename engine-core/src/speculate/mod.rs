@@ -39,7 +39,7 @@ pub enum Method {
     /// What followed when the last tokens stood in the text before: `min` to `max` of them.
     Ngram { min: u32, max: u32 },
     /// A smaller model with the same vocabulary.
-    Model(DraftModel),
+    Model(Box<DraftModel>),
 }
 
 /// A model that drafts.
