@@ -1,4 +1,5 @@
-//! Answers with drafts are answers without: goldens in every way, and sampled tokens with every rule.
+//! Answers with drafts are answers without: goldens in every way, sampled tokens with every rule, and, apart from all
+//! of that, the distribution.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::sync::Arc;
@@ -78,7 +79,7 @@ fn every_family_answers_the_same_with_drafts() {
         match config.layer_windows.iter().any(Option::is_some) {
             false => all_right(&f.name, &itself),
             // Where a window's page has just been given back, the first of two positions misses its oldest key.
-            true => assert!(itself.accepted * 2 > itself.tokens, "{}: {itself:?}", f.name),
+            true => assert!(itself.accepted * 10 > itself.tokens * 9, "{}: {itself:?}", f.name),
         }
         some_wrong(&f.name, &check(&drafted_by(&config, f.weights(f.seed + 7), 2)));
     }
@@ -174,4 +175,107 @@ fn every_rule_gives_the_same_tokens_with_drafts() {
             }
         }
     }
+}
+
+/// Draws for the test of the distribution, and ids there are.
+const DRAWS: u64 = 20_000;
+const IDS: usize = 16;
+const TEMPERATURE: f32 = 0.5;
+
+/// A Llama of two layers with [`IDS`] ids.
+fn small() -> (ModelConfig, DummySource) {
+    let mut family = families().remove(0);
+    family.config.insert("vocab_size".to_owned(), IDS.into());
+    let config = family.config();
+    (config, DummySource { seed: 5, std: 0.2, dtype: DType::F32 })
+}
+
+/// Probabilities of the id after `tokens` at a temperature, out of log-probabilities without drafts.
+fn probabilities(e: &TestEngine, tokens: &[u32], temperature: f32) -> Vec<f64> {
+    let all = SamplingParams {
+        max_tokens: 1,
+        ignore_eos: true,
+        logprobs: Some(IDS as u32),
+        ..SamplingParams::default()
+    };
+    let got = e.generate(tokens, all);
+    let mut weights = vec![0.0; IDS];
+    for (id, logprob) in &got.logprobs[0].top {
+        weights[*id as usize] = f64::from(logprob / temperature).exp();
+    }
+    let sum: f64 = weights.iter().sum();
+    weights.into_iter().map(|w| w / sum).collect()
+}
+
+/// Pearson's statistic of pairs of ids against their probabilities, and its degrees of freedom; pairs expected fewer
+/// than five times count as one.
+fn chi_square(counts: &[f64], expected: &[f64]) -> (f64, f64) {
+    let (mut statistic, mut cells) = (0.0, 0.0);
+    let (mut rare_count, mut rare) = (0.0, 0.0);
+    for (count, expected) in counts.iter().zip(expected) {
+        if *expected < 5.0 {
+            rare_count += count;
+            rare += expected;
+            continue;
+        }
+        statistic += (count - expected).powi(2) / expected;
+        cells += 1.0;
+    }
+    if rare > 0.0 {
+        statistic += (rare_count - rare).powi(2) / rare;
+        cells += 1.0;
+    }
+    (statistic, cells - 1.0)
+}
+
+/// Of 20,000 answers of two tokens the pairs are distributed as the model says, with drafts for the second that are
+/// right for some and wrong for most. The bound is the degrees of freedom and five standard deviations of a chi-square
+/// (sqrt(2 df)): a right sampler fails it once in a million sets of seeds, and these seeds are fixed. The same draws
+/// against a temperature a tenth higher go far beyond it, so the test sees differences of that size.
+#[test]
+fn the_distribution_is_kept() {
+    let (config, source) = small();
+    // Each id stands twice, so that whatever comes first has a draft.
+    let prompt: Vec<u32> = (0..2 * IDS as u32).map(|i| i * 5 % IDS as u32).collect();
+    let plain = TestEngine::start(cpu(), &config, &source, &EngineOptions::default());
+    let joint = |temperature: f32| -> Vec<f64> {
+        let first = probabilities(&plain, &prompt, temperature);
+        let pair = |(id, p): (usize, f64)| {
+            let second = probabilities(&plain, &[&prompt[..], &[id as u32]].concat(), temperature);
+            second.into_iter().map(move |q| p * q * DRAWS as f64)
+        };
+        first.into_iter().enumerate().flat_map(pair).collect()
+    };
+    let (expected, hotter) = (joint(TEMPERATURE), joint(TEMPERATURE * 1.1));
+    let other = drafted_by(&config, DummySource { seed: 6, ..source }, 1);
+    for (speculation, least) in [(lookup(1, 1, 1), 100), (other, 200)] {
+        let options = EngineOptions { speculation: Some(speculation), ..EngineOptions::default() };
+        let e = TestEngine::start(cpu(), &config, &source, &options);
+        let counts = draw_pairs(&e, &prompt);
+        let drafts = e.stats().drafts;
+        let ((kept, df), (other, _)) = (chi_square(&counts, &expected), chi_square(&counts, &hotter));
+        let bound = df + 5.0 * (2.0 * df).sqrt();
+        println!("chi-square {kept:.1} of {bound:.1}, {df} degrees; a tenth hotter {other:.1}; {drafts:?}");
+        assert!(drafts.accepted > least && drafts.tokens - drafts.accepted > 5_000, "{drafts:?}");
+        assert!(df > 40.0 && kept < bound, "chi-square {kept} with {df} degrees of freedom, bound {bound}");
+        assert!(other > bound, "draws of another temperature would pass: {other}");
+    }
+}
+
+fn draw_pairs(e: &TestEngine, prompt: &[u32]) -> Vec<f64> {
+    let mut counts = vec![0.0; IDS * IDS];
+    for seeds in (0..DRAWS).collect::<Vec<_>>().chunks(1_000) {
+        let params = |seed: u64| SamplingParams {
+            seed,
+            max_tokens: 3,
+            ignore_eos: true,
+            temperature: TEMPERATURE,
+            ..SamplingParams::default()
+        };
+        let ids: Vec<_> = seeds.iter().map(|seed| e.submit(prompt, params(*seed))).collect();
+        for got in e.wait(&ids) {
+            counts[got.tokens[0] as usize * IDS + got.tokens[1] as usize] += 1.0;
+        }
+    }
+    counts
 }
