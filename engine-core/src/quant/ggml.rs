@@ -67,21 +67,15 @@ const TABLE: [(GgmlType, &str, u32, usize, usize); 13] = [
 
 impl GgmlType {
     /// Every format.
-    pub const ALL: [GgmlType; 13] = [
-        GgmlType::Q4_0,
-        GgmlType::Q4_1,
-        GgmlType::Q5_0,
-        GgmlType::Q5_1,
-        GgmlType::Q8_0,
-        GgmlType::Q2K,
-        GgmlType::Q3K,
-        GgmlType::Q4K,
-        GgmlType::Q5K,
-        GgmlType::Q6K,
-        GgmlType::Iq4Nl,
-        GgmlType::Iq4Xs,
-        GgmlType::Mxfp4,
-    ];
+    pub const ALL: [GgmlType; 13] = {
+        let mut all = [GgmlType::Q4_0; 13];
+        let mut i = 0;
+        while i < all.len() {
+            all[i] = TABLE[i].0;
+            i += 1;
+        }
+        all
+    };
 
     fn row(self) -> &'static (GgmlType, &'static str, u32, usize, usize) {
         // Variants stand in the table in their own order.
