@@ -15,6 +15,7 @@ use backend_cpu::{CpuBackend, CpuConfig, SimdChoice, SimdPath};
 use engine_core::backend::*;
 use engine_core::loader::fill::Fill;
 use engine_core::quant::WeightFormat;
+use engine_core::quant::at_load::{LoadQuantization, quantize};
 use engine_core::{DType, Tensor};
 
 const HIDDEN: u32 = 2048;
@@ -28,6 +29,10 @@ struct Options {
     layers: usize,
     runs: usize,
     rows: Vec<u32>,
+    /// What weights are quantized to, if at all.
+    quantization: Option<LoadQuantization>,
+    /// The one product to run, for profiles.
+    only: Option<String>,
     clock: Clock,
 }
 
@@ -58,6 +63,8 @@ fn options() -> Options {
         layers: 16,
         runs: 5,
         rows: vec![1, 16, 512],
+        quantization: None,
+        only: None,
         clock: Clock::Wall,
     };
     let mut args = std::env::args().skip(1);
@@ -68,6 +75,10 @@ fn options() -> Options {
             "--layers" => o.layers = value.parse().unwrap(),
             "--runs" => o.runs = value.parse().unwrap(),
             "--rows" => o.rows = value.split(',').map(|n| n.parse().unwrap()).collect(),
+            "--quantization" => {
+                o.quantization = Some(LoadQuantization::from_name(&value).expect("a quantization's name"));
+            }
+            "--only" => o.only = Some(value),
             "--clock" => o.clock = if value == "cpu" { Clock::Cpu } else { Clock::Wall },
             "--simd" => {
                 let path = SimdPath::ALL.into_iter().find(|p| p.name() == value).expect("a path's name");
@@ -93,11 +104,14 @@ fn main() {
     let threads = backend.threads();
     println!("{}, {} on {threads} threads", backend.info().name, backend.info().arch);
     let loading = Instant::now();
-    let layers: Vec<Layer> = (0..o.layers).map(|i| layer(&backend, i)).collect();
-    let head = weight(&backend, "head", &[VOCAB], HIDDEN, Fuse::One);
+    let layers: Vec<Layer> = (0..o.layers).map(|i| layer(&backend, o.quantization, i)).collect();
+    let head = weight(&backend, o.quantization, "head", &[VOCAB], HIDDEN, Fuse::One);
     println!("{} layers filled and packed in {:.1} s", o.layers, loading.elapsed().as_secs_f64());
     let mut stream = backend.stream(QueueKind::Compute, &caps(), &[]).unwrap();
-    products(&backend, &mut *stream, &layers, &head, o.runs, &o.rows);
+    products(&backend, &mut *stream, &layers, &head, &o);
+    if o.only.is_some() {
+        return;
+    }
     sampling(&backend, &mut *stream, o.runs);
     attention(&backend, &mut *stream, o.runs);
 }
@@ -117,16 +131,23 @@ fn caps() -> StepCaps {
     }
 }
 
-fn layer(b: &CpuBackend, i: usize) -> Layer {
+fn layer(b: &CpuBackend, to: Option<LoadQuantization>, i: usize) -> Layer {
     Layer {
-        qkv: weight(b, &format!("{i}.qkv"), &[QKV], HIDDEN, Fuse::One),
-        o: weight(b, &format!("{i}.o"), &[HIDDEN], HIDDEN, Fuse::One),
-        gate_up: weight(b, &format!("{i}.gate_up"), &[INNER, INNER], HIDDEN, Fuse::GateUp),
-        down: weight(b, &format!("{i}.down"), &[HIDDEN], INNER, Fuse::One),
+        qkv: weight(b, to, &format!("{i}.qkv"), &[QKV], HIDDEN, Fuse::One),
+        o: weight(b, to, &format!("{i}.o"), &[HIDDEN], HIDDEN, Fuse::One),
+        gate_up: weight(b, to, &format!("{i}.gate_up"), &[INNER, INNER], HIDDEN, Fuse::GateUp),
+        down: weight(b, to, &format!("{i}.down"), &[HIDDEN], INNER, Fuse::One),
     }
 }
 
-fn weight(b: &CpuBackend, name: &str, rows: &[u32], k: u32, fuse: Fuse) -> Weight {
+fn weight(
+    b: &CpuBackend,
+    to: Option<LoadQuantization>,
+    name: &str,
+    rows: &[u32],
+    k: u32,
+    fuse: Fuse,
+) -> Weight {
     let part = |(i, n): (usize, &u32)| HostPart {
         name: format!("{name}.{i}"),
         data: PartData::Fill(Fill::new(1, &format!("{name}.{i}"), 0.0, 0.02)),
@@ -134,7 +155,11 @@ fn weight(b: &CpuBackend, name: &str, rows: &[u32], k: u32, fuse: Fuse) -> Weigh
         shape: [u64::from(*n), u64::from(k)],
         aux: Vec::new(),
     };
-    let parts = rows.iter().enumerate().map(part).collect();
+    let parts = rows.iter().enumerate().map(part).map(|part| match to {
+        Some(to) => quantize(part, to).unwrap(),
+        None => part,
+    });
+    let parts = parts.collect();
     let (uses, shard, act_dtype) = (Uses::Linear, Shard::Whole, DType::Bf16);
     b.load_weight(HostWeight { name: name.into(), parts, fuse, uses, shard, act_dtype }).unwrap()
 }
@@ -160,10 +185,10 @@ fn limits(b: &CpuBackend) -> (f64, f64) {
     (limits.read_bytes_per_s, limits.flop_per_s)
 }
 
-fn products(b: &CpuBackend, s: &mut dyn Stream, layers: &[Layer], head: &Weight, runs: usize, rows: &[u32]) {
+fn products(b: &CpuBackend, s: &mut dyn Stream, layers: &[Layer], head: &Weight, o: &Options) {
     let (bandwidth, peak) = limits(b);
     println!("read {:.1} GB/s; multiply {:.0} GFLOP/s", bandwidth / 1e9, peak / 1e9);
-    for rows in rows.iter().copied() {
+    for rows in o.rows.iter().copied() {
         let x = b.buffer(&[rows, INNER], DType::Bf16, MemKind::Device).unwrap();
         let out = b.buffer(&[rows, INNER], DType::Bf16, MemKind::Device).unwrap();
         let logit_rows = rows.min(16);
@@ -173,6 +198,7 @@ fn products(b: &CpuBackend, s: &mut dyn Stream, layers: &[Layer], head: &Weight,
         let narrow = |n: u32| out.tensor().cols_at(0, n);
         let silu = Epilogue { act: Activation::SiluMul, ..Epilogue::default() };
         type Run<'a> = Box<dyn Fn(&mut dyn Stream) + 'a>;
+        let bytes_of = |pick: fn(&Layer) -> &Weight| layers.iter().map(|l| pick(l).meta().bytes).sum::<u64>();
         let each = |pick: fn(&Layer) -> &Weight, k: u32, n: u32, halves: bool| -> Run<'_> {
             let (x, out) = (x_of(k), narrow(n));
             let e = if halves { silu } else { Epilogue::default() };
@@ -180,28 +206,34 @@ fn products(b: &CpuBackend, s: &mut dyn Stream, layers: &[Layer], head: &Weight,
         };
         let head_x = x_of(HIDDEN).rows_at(0, logit_rows);
         let logits = logits.tensor();
-        let n = layers.len() as u64;
+        let size = |n: u32, k: u32| layers.len() as u64 * u64::from(n) * u64::from(k);
         let cases: Vec<(&str, u64, u64, Run<'_>)> = vec![
-            ("qkv", u64::from(QKV * HIDDEN), n, each(|l| &l.qkv, HIDDEN, QKV, false)),
-            ("o", u64::from(HIDDEN * HIDDEN), n, each(|l| &l.o, HIDDEN, HIDDEN, false)),
-            ("gate_up", u64::from(2 * INNER * HIDDEN), n, each(|l| &l.gate_up, HIDDEN, INNER, true)),
-            ("down", u64::from(HIDDEN * INNER), n, each(|l| &l.down, INNER, HIDDEN, false)),
+            ("qkv", size(QKV, HIDDEN), bytes_of(|l| &l.qkv), each(|l| &l.qkv, HIDDEN, QKV, false)),
+            ("o", size(HIDDEN, HIDDEN), bytes_of(|l| &l.o), each(|l| &l.o, HIDDEN, HIDDEN, false)),
+            (
+                "gate_up",
+                size(2 * INNER, HIDDEN),
+                bytes_of(|l| &l.gate_up),
+                each(|l| &l.gate_up, HIDDEN, INNER, true),
+            ),
+            ("down", size(HIDDEN, INNER), bytes_of(|l| &l.down), each(|l| &l.down, INNER, HIDDEN, false)),
             (
                 "head",
                 u64::from(VOCAB) * u64::from(HIDDEN),
-                1,
+                head.meta().bytes,
                 Box::new(move |s| {
                     s.linear(head_x.into(), head, Epilogue::default(), logits).unwrap();
                 }),
             ),
         ];
         let (mut total, mut limit) = (0.0, 0.0);
-        for (name, elements, times, run) in &cases {
+        let wanted = |name: &str| o.only.as_ref().is_none_or(|only| only == name);
+        for (name, elements, bytes, run) in cases.iter().filter(|case| wanted(case.0)) {
             let rows = if *name == "head" { logit_rows } else { rows };
-            let seconds = best(b, s, runs, run);
-            let weights = (elements * times) as f64;
-            let floor = (weights * 2.0 / bandwidth).max(weights * 2.0 * f64::from(rows) / peak);
-            let (gb, gflop) = (weights * 2.0 / 1e9, weights * 2.0 * f64::from(rows) / 1e9);
+            let seconds = best(b, s, o.runs, run);
+            let (weights, bytes) = (*elements as f64, *bytes as f64);
+            let floor = (bytes / bandwidth).max(weights * 2.0 * f64::from(rows) / peak);
+            let (gb, gflop) = (bytes / 1e9, weights * 2.0 * f64::from(rows) / 1e9);
             println!(
                 "{rows:4} rows {name:8} {:9.3} ms {:7.1} GB/s {:7.1} GFLOP/s {:4.0} %",
                 seconds * 1e3,

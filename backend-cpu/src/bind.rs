@@ -30,11 +30,11 @@ pub(crate) fn bind(s: &mut CpuStream, op: &Op<'_>) -> Option<Bound> {
         }
         Op::QuantizedMatmul { x, w, e, out } => {
             let gemm = gemm(s, x, w, e, out);
-            let strips: *const _ = match &w.inner::<CpuWeight>().strips {
-                Some(strips) => strips,
-                None => panic!("QuantizedMatmul of {}, which is dense", w.meta().name),
+            let Some(strips) = &w.inner::<CpuWeight>().strips else {
+                panic!("QuantizedMatmul of {}, which is dense", w.meta().name);
             };
-            quantized::QuantizedMatmul { gemm, strips }.into()
+            let dot = quantized::QuantizedMatmul::bytes_of(strips, gemm.x.dtype, gemm.path);
+            quantized::QuantizedMatmul { gemm, strips, dot }.into()
         }
         Op::Norm { x, residual, w, eps, out } => {
             norm::Norm(norm_args(s, x, residual, w, None, eps, out)).into()

@@ -67,7 +67,7 @@ fn walk<K: Kernel>(kernel: &K, step: &mut dyn FnMut(Phase<'_>)) {
     }
     if cfg!(feature = "faults") {
         let run = |w: &Worker<'_>| {
-            if faults::planted(op, w.path) {
+            if faults::planted(op, w.path, kernel.way()) {
                 // SAFETY: as above; this is a serial phase behind the kernel's own.
                 unsafe { kernel.spoil() }
             }

@@ -30,6 +30,9 @@ use crate::weights::{CpuWeight, Layout, PANEL};
 pub(crate) const STRIP: usize = 16;
 /// Steps of K in a chunk.
 pub(crate) const CHUNK: usize = SUPER;
+/// Most steps of K that share a scale where rows are rounded to bytes: a longer block would be as coarse as its largest
+/// number for more of them.
+const LARGEST_RUN: usize = 64;
 /// K of a strip is a multiple of this.
 const STEP: usize = 32;
 
@@ -39,6 +42,60 @@ pub(crate) struct Strips {
     pub strips: Vec<Strip>,
     /// Column of x that meets each step of K, where the format sorts columns.
     pub order: Option<Vec<u32>>,
+    /// How codes are met as bytes; none where those of some part cannot be.
+    pub bytes: Option<Bytes>,
+}
+
+/// Codes as unsigned bytes, for products with int8 activations.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Bytes {
+    /// Of each of [`Strips::formats`].
+    pub formats: Vec<ByteFormat>,
+    /// Steps of K with one scale in every format.
+    pub run: usize,
+}
+
+/// What the bytes of a format stand for: factor · (byte - zero), before scales and offsets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct ByteFormat {
+    pub zero: i32,
+    pub factor: f32,
+    /// The byte of each code, where codes are not their own bytes.
+    pub table: Option<[u8; 16]>,
+}
+
+impl Bytes {
+    fn new(formats: &[StripFormat]) -> Option<Bytes> {
+        let run = formats.iter().map(|f| f.group).min()?.min(LARGEST_RUN);
+        let formats = formats.iter().map(|f| ByteFormat::new(&f.values)).collect::<Option<_>>()?;
+        Some(Bytes { formats, run })
+    }
+}
+
+impl ByteFormat {
+    fn new(values: &Values) -> Option<ByteFormat> {
+        match values {
+            Values::Integer { zero } => Some(ByteFormat { zero: *zero as i32, factor: 1.0, table: None })
+                .filter(|_| zero.fract() == 0.0),
+            Values::Table(table) => [1.0, 0.5].into_iter().find_map(|factor| Self::of_table(table, factor)),
+        }
+    }
+
+    /// None when an entry is no small multiple of `factor`.
+    fn of_table(entries: &[f32], factor: f32) -> Option<ByteFormat> {
+        let mut table = [0u8; 16];
+        if entries.len() != table.len() {
+            return None;
+        }
+        for (byte, entry) in table.iter_mut().zip(entries) {
+            let value = entry / factor;
+            if value.fract() != 0.0 || !(-128.0..128.0).contains(&value) {
+                return None;
+            }
+            *byte = (value + 128.0) as u8;
+        }
+        Some(ByteFormat { zero: 128, factor, table: Some(table) })
+    }
 }
 
 /// One strip; without a format it is zeros (the second half of a last panel).
@@ -212,7 +269,8 @@ impl Plan {
         }
         let order = parts[0].order.take();
         let n = rows.iter().sum();
-        let strips = Strips { formats, strips: Vec::new(), order };
+        let bytes = Bytes::new(&formats);
+        let strips = Strips { formats, strips: Vec::new(), order, bytes };
         let mut plan = Plan { parts, rows, strips, n, k, gate_up, bytes: 0 };
         plan.place();
         Ok(Some(plan))

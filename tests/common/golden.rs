@@ -7,7 +7,7 @@ use engine_core::backend::{Backend, CaptureLevel};
 use engine_core::config::ModelConfig;
 use engine_core::engine::EngineOptions;
 use engine_core::engine::build::MaxModelLen;
-use engine_core::engine::types::DraftCounts;
+use engine_core::engine::types::{DraftCounts, TokenLogprobs};
 use engine_core::kv::PrefixCaching;
 use engine_core::loader::source::WeightSource;
 use engine_core::sampling::SamplingParams;
@@ -23,6 +23,13 @@ pub struct Case {
     pub greedy: Vec<u32>,
     pub logprobs: Vec<f32>,
     pub prompt_logprobs: Vec<Option<f32>>,
+}
+
+impl Case {
+    /// The prompt and its continuation.
+    fn text(&self) -> Vec<u32> {
+        self.prompt.iter().chain(&self.greedy).copied().collect()
+    }
 }
 
 /// A model and its cases.
@@ -64,6 +71,53 @@ impl Golden<'_> {
     /// One request at a time, eagerly: for a device too slow for more.
     pub fn check_alone(&self, backend: &dyn Fn() -> Arc<dyn Backend>) {
         self.alone(backend(), &self.options(CaptureLevel::Never));
+    }
+
+    /// In bfloat16, where a device may round the rows that meet quantized weights to int8: the log-probabilities of each
+    /// golden text stay within `bound` of the golden ones, a token that is likelier than the golden one is so by no
+    /// more than both may be off, and a text's bits are the same alone, in chunks of 7 and among the others.
+    pub fn check_rounded(&self, backend: &dyn Fn() -> Arc<dyn Backend>, bound: f32) {
+        let dtype = Some(DType::Bf16);
+        let base = EngineOptions { dtype, ..self.options(CaptureLevel::Any) };
+        let chunked_prefill = ChunkedPrefill::On { long_prefill_token_threshold: Some(7) };
+        let chunked = EngineOptions { chunked_prefill, ..base.clone() };
+        let whole = TestEngine::start(backend(), self.config, self.source, &base);
+        let in_chunks = TestEngine::start(backend(), self.config, self.source, &chunked);
+        let params = || SamplingParams {
+            prompt_logprobs: Some(1),
+            max_tokens: 1,
+            temperature: 0.0,
+            ..Default::default()
+        };
+        let texts: Vec<Vec<u32>> = self.cases.iter().map(Case::text).collect();
+        let alone: Vec<_> = texts.iter().map(|t| self.scores(whole.generate(t, params()))).collect();
+        let ids: Vec<_> = texts.iter().map(|t| whole.submit(t, params())).collect();
+        let mut worst = 0.0f32;
+        for (i, among) in whole.wait(&ids).into_iter().enumerate() {
+            let at = format!("{} case {i}", self.name);
+            assert_eq!(self.scores(among), alone[i], "{at} among others");
+            assert_eq!(self.scores(in_chunks.generate(&texts[i], params())), alone[i], "{at} in chunks of 7");
+            let case = &self.cases[i];
+            let golden = case.prompt_logprobs.iter().copied().chain(case.logprobs.iter().copied().map(Some));
+            for (t, (got, want)) in alone[i].iter().zip(golden.take(texts[i].len())).enumerate() {
+                let (Some((logprob, best)), Some(want)) = (got, want) else { continue };
+                worst = worst.max((logprob - want).abs());
+                assert!((logprob - want).abs() <= bound, "{at} token {t}: {logprob} against {want}");
+                let generated = t >= case.prompt.len();
+                assert!(
+                    !generated || best - logprob <= 2.0 * bound,
+                    "{at} token {t}: {logprob}, best {best}"
+                );
+            }
+        }
+        println!("{}: log-probabilities off by at most {worst:.3}", self.name);
+    }
+
+    /// The log-probability of each token of a prompt, and the best there.
+    fn scores(&self, got: Collected) -> Vec<Option<(f32, f32)>> {
+        let entries = got.prompt_logprobs.unwrap_or_else(|| panic!("{}: no log-probabilities", self.name));
+        let best = |e: &TokenLogprobs| e.top.first().map_or(e.logprob, |top| top.1);
+        entries.iter().map(|e| e.as_ref().map(|e| (e.logprob, best(e)))).collect()
     }
 
     fn options(&self, capture: CaptureLevel) -> EngineOptions {

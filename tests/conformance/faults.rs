@@ -2,13 +2,13 @@
 //! conformance run of its op red, and the run must be green without. `FAULT_OPS=AllReduce,Norm` looks at these only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use backend_cpu::faults::plant;
+use backend_cpu::faults::{plant, ways};
 use backend_cpu::{CpuBackend, CpuConfig, SimdChoice, SimdPath};
 use engine_core::backend::{Backend, OpKind, OpSpec, Support};
 use std::sync::Arc;
 use tests::conformance::{Case, Device, Verdict, cases, check};
 
-/// One fault for each of these ops on each SIMD path: the last element of the kernel's result is wrong.
+/// A fault for each way of each of these ops on each SIMD path: the last element of the kernel's result is wrong.
 const FAULTY_OPS: &[OpKind] = &[
     OpKind::Embed,
     OpKind::GatherRows,
@@ -60,10 +60,12 @@ fn every_planted_fault_is_found() {
                 op.name(),
                 device.name
             );
-            plant(Some((*op, path)));
-            match first_wrong(&device, &cases) {
-                Some(how) => println!("{} {}: found: {how}", op.name(), device.name),
-                None => missed.push(format!("{} {}", op.name(), device.name)),
+            for (way, name) in ways(*op, path).iter().enumerate() {
+                plant(Some((*op, path, way)));
+                match first_wrong(&device, &cases) {
+                    Some(how) => println!("{} {} {name}: found: {how}", op.name(), device.name),
+                    None => missed.push(format!("{} {} {name}", op.name(), device.name)),
+                }
             }
         }
         plant(None);

@@ -6,7 +6,7 @@ use engine_core::{DType, Error, Result};
 
 use super::attention::{AttnCase, Paging, Seq};
 use super::dense::{Follow, GemmCase};
-use super::quantized::{QuantizedCase, formats};
+use super::quantized::{Numbers, QuantizedCase, formats};
 use super::rig::{Mode, Output, VOCAB};
 use super::sampling::{Draws, mixed_draws};
 use super::{Device, FLOATS, Rig};
@@ -53,7 +53,8 @@ pub fn gemm_rows(device: &Device) {
 pub fn quantized_rows(device: &Device) {
     for format in formats() {
         let follow = Follow { act: Activation::SiluMul, ..Follow::default() };
-        let case = QuantizedCase { format, second: None, size: [33, 80, 512], dtype: DType::Bf16, follow };
+        let (size, dtype, numbers) = ([33, 80, 512], DType::Bf16, Numbers::Normal);
+        let case = QuantizedCase { format, second: None, size, dtype, numbers, follow };
         let Some(all) = outputs(device, |rig| case.run(rig, 0..33)) else { continue };
         let width = all[0].values.len() / 33;
         for rows in [0..1, 7..8, 32..33, 3..5, 10..15, 16..32] {

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use engine_core::backend::{Invariance, OpKind};
-use tests::conformance::{Device, devices, fallback, invariance, layers, queues, run_all, support};
+use tests::conformance::{
+    Device, devices, fallback, invariance, layers, quantized, queues, run_all, support,
+};
 
 macro_rules! ops {
     ($($name:ident: $kind:ident),* $(,)?) => {
@@ -57,6 +59,11 @@ fn a_row_alone_equals_it_among_others() {
     invariant().iter().for_each(invariance::quantized_rows);
     invariant().iter().for_each(invariance::attention_rows);
     invariant().iter().for_each(invariance::sample_rows);
+}
+
+#[test]
+fn quantized_products_of_rows_that_int8_holds() {
+    devices().iter().for_each(quantized::rows_that_int8_holds);
 }
 
 #[test]

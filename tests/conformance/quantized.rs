@@ -1,17 +1,23 @@
 //! QuantizedMatmul in every weight format: alone, with epilogues, fused parts of different formats.
 
+use std::sync::Arc;
+
+use backend_cpu::reference::ReferenceBackend;
 use engine_core::backend::{
-    Act, Activation, AuxKind, Epilogue, Fuse, HostAux, HostPart, Op, OpKind, PartData, Uses, Weight,
+    Act, Activation, AuxKind, Backend, Epilogue, Fuse, HostAux, HostPart, Op, OpKind, PartData, Uses, Weight,
 };
 use engine_core::loader::HostBytes;
 use engine_core::quant::{AwqPacking, Bnb4, GgmlType, GptqZeros, ScaleBlock, WeightFormat};
-use engine_core::{DType, Result};
+use engine_core::{DType, Error, Result};
 use half::f16;
 
+use super::check::{compare_all, outputs_of};
 use super::data::{below, encode, normal, word_bytes};
 use super::dense::{Follow, follows};
 use super::rig::Access::Read;
-use super::{Case, FLOATS, Rig};
+use super::rig::Mode;
+use super::tolerance::tolerance;
+use super::{Case, Device, FLOATS, Rig};
 
 /// Every quantized format a checkpoint can have.
 pub fn formats() -> Vec<WeightFormat> {
@@ -156,6 +162,27 @@ fn ggml_part(name: &str, t: GgmlType, n: usize, k: usize) -> HostPart {
     HostPart { name: name.to_owned(), data, format: WeightFormat::Ggml(t), shape, aux: Vec::new() }
 }
 
+/// The numbers of x.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Numbers {
+    Normal,
+    /// Multiples of 1/64 up to 127/64 either way, about half of them the largest: whoever rounds blocks of 32 or more
+    /// to int8 by their largest magnitude loses nothing.
+    Int8,
+}
+
+impl Numbers {
+    fn make(self, seed: &str, count: usize) -> Vec<f32> {
+        match self {
+            Numbers::Normal => normal(seed, count, 1.0),
+            Numbers::Int8 => {
+                let codes = below(seed, count, 510);
+                codes.iter().map(|c| (*c as f32 - 255.0).clamp(-127.0, 127.0) / 64.0).collect()
+            }
+        }
+    }
+}
+
 /// One quantized product.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizedCase {
@@ -165,6 +192,7 @@ pub struct QuantizedCase {
     /// [T, N, K]
     pub size: [usize; 3],
     pub dtype: DType,
+    pub numbers: Numbers,
     pub follow: Follow,
 }
 
@@ -195,7 +223,7 @@ impl QuantizedCase {
         let width = if self.follow.act.halves() { n / 2 } else { n };
         let w = self.weight(rig)?;
         let count = rows.len() as u32;
-        let x = &normal(&format!("x{t}x{k}"), t * k, 1.0)[rows.start * k..rows.end * k];
+        let x = &self.numbers.make(&format!("x{t}x{k}"), t * k)[rows.start * k..rows.end * k];
         let x = rig.floats("x", &[count, k as u32], self.dtype, x, Read)?;
         let bias = match self.follow.bias {
             true => {
@@ -250,6 +278,7 @@ impl QuantizedCase {
 pub fn quantized_matmul() -> Vec<Case> {
     let mut cases = Vec::new();
     let none = Follow::default();
+    let numbers = Numbers::Normal;
     // SqueezeLLM's tables are loaded as dense numbers: there is no product of codes to run.
     let coded = |f: &WeightFormat| !matches!(f, WeightFormat::SqueezeLlm { .. });
     for format in formats().into_iter().filter(coded) {
@@ -259,11 +288,19 @@ pub fn quantized_matmul() -> Vec<Case> {
                 second: None,
                 size,
                 dtype,
+                numbers,
                 follow: none,
             }));
             let act = Activation::SiluMul;
             let size = [3, 80, 256];
-            cases.push(QuantizedCase { format, second: None, size, dtype, follow: Follow { act, ..none } });
+            cases.push(QuantizedCase {
+                format,
+                second: None,
+                size,
+                dtype,
+                numbers,
+                follow: Follow { act, ..none },
+            });
         }
     }
     let (q4, q6, q8) = (GgmlType::Q4K, GgmlType::Q6K, GgmlType::Q8_0);
@@ -272,7 +309,7 @@ pub fn quantized_matmul() -> Vec<Case> {
         for (format, second) in [(q4, q6), (q8, q4)] {
             for (size, act) in [([1, 96, 512], Activation::Identity), ([14, 80, 256], Activation::SiluMul)] {
                 let follow = Follow { act, ..none };
-                cases.push(QuantizedCase { format, second: Some(second), size, dtype, follow });
+                cases.push(QuantizedCase { format, second: Some(second), size, dtype, numbers, follow });
             }
         }
         for size in [[1, 34, 64], [6, 66, 96]] {
@@ -280,11 +317,39 @@ pub fn quantized_matmul() -> Vec<Case> {
                 follows()
                     .into_iter()
                     .filter(|f| f.residual != super::dense::Residual::Alias)
-                    .map(|follow| QuantizedCase { format: q8, second: None, size, dtype, follow }),
+                    .map(|follow| QuantizedCase { format: q8, second: None, size, dtype, numbers, follow }),
             );
         }
     }
     cases.into_iter().map(QuantizedCase::into_case).collect()
+}
+
+/// Rows that int8 holds: a device that rounds activations to bytes is as near to the reference as one that does not.
+///
+/// # Panics
+/// Where it is not.
+pub fn rows_that_int8_holds(device: &Device) {
+    let reference: Arc<dyn Backend> = Arc::new(ReferenceBackend::new());
+    for format in formats().into_iter().filter(|f| !matches!(f, WeightFormat::SqueezeLlm { .. })) {
+        for dtype in [DType::F16, DType::Bf16] {
+            for size in sizes(format) {
+                let (numbers, follow) = (Numbers::Int8, Follow::default());
+                let case = QuantizedCase { format, second: None, size, dtype, numbers, follow }.into_case();
+                let got = match outputs_of(&device.backend, &case, Mode::Eager) {
+                    Ok((outputs, _)) => outputs,
+                    Err(Error::Unsupported(why)) => {
+                        println!("{}: left out: {why}", device.name);
+                        continue;
+                    }
+                    Err(e) => panic!("{}: {}: {e}", device.name, case.name),
+                };
+                let want = outputs_of(&reference, &case, Mode::Eager).unwrap().0;
+                if let Err(how) = compare_all(&got, &want, |dtype| tolerance(OpKind::Gemm, dtype)) {
+                    panic!("{}: {}: {how}", device.name, case.name);
+                }
+            }
+        }
+    }
 }
 
 /// One row, an odd number of outputs, K of several chunks with a short last one, more rows than one tile.

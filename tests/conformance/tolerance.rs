@@ -19,6 +19,15 @@ pub struct Tolerance {
 /// Bits for bits.
 pub const EXACT: Tolerance = Tolerance { max_error: 0.0, nmse: 0.0 };
 
+/// Products of quantized weights with 16-bit rows, which a device may round to int8 by blocks of up to 64 numbers: the
+/// largest of 64 normal numbers is about 2.4 times their size, a step 2.4 / 127 of it and the error 1 / √12 of a
+/// step, 0.0055 of each product in size: 3e-5 of the power of all products. An output's power is less than that of its
+/// products where they cancel (weights of formats with offsets have a mean, whose error all outputs of a row share),
+/// and gate times up has the error of both: up to 3.8e-4 was seen in these cases, and up to 0.05 of one output.
+/// What that leaves uncertain, the next test does not: rows that int8 holds are held to the bounds of dense products
+/// (`quantized::rows_that_int8_holds`), and so are float32 rows.
+const INT8_ROWS: Tolerance = Tolerance { max_error: 0.0625, nmse: 5e-4 };
+
 /// The bounds for an output of `dtype` of `op`.
 pub fn tolerance(op: OpKind, dtype: DType) -> Tolerance {
     if matches!(dtype, DType::I32 | DType::U32) {
@@ -40,6 +49,7 @@ pub fn tolerance(op: OpKind, dtype: DType) -> Tolerance {
         // A vectorized exp and tanh are good to about 2 units.
         OpKind::Elementwise => float(dtype, 2.0),
         OpKind::Norm | OpKind::LayerNorm | OpKind::AllReduceNorm => float(dtype, 2.0),
+        OpKind::QuantizedMatmul if dtype != DType::F32 => INT8_ROWS,
         // Sums of up to 1024 products whose running value is up to 8 times the result's unit.
         OpKind::Gemm | OpKind::QuantizedMatmul => float(dtype, 8.0),
         // Queries round before the scores do; scores of up to 10 carry their error into exp. Copied pages are looked at

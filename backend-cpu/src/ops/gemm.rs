@@ -10,11 +10,13 @@
 //! the ways of [`super::gemm_amx`].
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of `Kernel::run`")]
 
+use std::ops::Range;
+
 use engine_core::DType;
 use engine_core::backend::{Activation, OpKind};
 
 use super::gemm_tile::{self, Kind, ROWS, Tile, expand};
-use super::{BLOCK, Kernel, MyRows, load_block, spoil_last};
+use super::{BLOCK, Kernel, MyRows, Packed, load_block, spoil_last};
 use crate::memory::View;
 use crate::simd::{Simd, SimdPath, amx};
 use crate::threads::Worker;
@@ -91,11 +93,15 @@ pub(super) struct Cut {
 /// Packed rows that a claim handles together.
 struct Rows {
     a: *const u8,
-    tiles: std::ops::Range<usize>,
+    tiles: Range<usize>,
 }
 
 impl Kernel for Gemm {
     const OP: OpKind = OpKind::Gemm;
+
+    fn way(&self) -> usize {
+        usize::from(self.x.rows() > self.cut().tile)
+    }
 
     fn phases(&self) -> u32 {
         let cut = self.cut();
@@ -119,14 +125,14 @@ impl Kernel for Gemm {
             } else {
                 self.pack_tile::<S>(&cut, 0, rows, 0..cut.k, a);
             }
-            return self.multiply::<S>(w, &cut, a, 0, rows);
+            return self.multiply::<S>(w, &cut, &Packed { a, first: 0, count: rows });
         }
         let first = (phase / 2) as usize * cut.super_rows;
         let count = cut.super_rows.min(rows - first);
         if phase.is_multiple_of(2) {
             self.pack::<S>(w, &cut, first, count);
         } else {
-            self.multiply::<S>(w, &cut, self.work, first, count);
+            self.multiply::<S>(w, &cut, &Packed { a: self.work, first, count });
         }
     }
 
@@ -156,10 +162,7 @@ impl Gemm {
             _ if self.path == SimdPath::Amx && self.x.dtype == DType::Bf16 => Kind::Tiles,
             _ => Kind::Pairs,
         };
-        let most = match self.path {
-            SimdPath::Avx512 | SimdPath::Avx512Bf16 | SimdPath::Amx => 12,
-            _ => 6,
-        };
+        let most = if self.path.lanes() == 16 { 12 } else { 6 };
         let rows = self.x.rows().max(1);
         let even = rows.div_ceil(rows.div_ceil(most));
         let tile = match kind {
@@ -197,14 +200,7 @@ impl Gemm {
 
     /// Steps `ks` of `rows` rows from `row` on, interleaved; rows past the last and steps past K are zeros.
     #[inline(always)]
-    unsafe fn pack_tile<S: Simd>(
-        &self,
-        cut: &Cut,
-        row: usize,
-        rows: usize,
-        ks: std::ops::Range<usize>,
-        into: *mut u8,
-    ) {
+    unsafe fn pack_tile<S: Simd>(&self, cut: &Cut, row: usize, rows: usize, ks: Range<usize>, into: *mut u8) {
         if cut.kind == Kind::Dot {
             return self.pack_pairs(cut, row, rows, ks, into.cast());
         }
@@ -227,14 +223,7 @@ impl Gemm {
     }
 
     /// As [`Gemm::pack_tile`] for pairs of bfloat16.
-    unsafe fn pack_pairs(
-        &self,
-        cut: &Cut,
-        row: usize,
-        rows: usize,
-        ks: std::ops::Range<usize>,
-        into: *mut u32,
-    ) {
+    unsafe fn pack_pairs(&self, cut: &Cut, row: usize, rows: usize, ks: Range<usize>, into: *mut u32) {
         for r in 0..cut.tile {
             let x = self.x.row::<u16>(row + r.min(rows - 1));
             for pair in ks.start / 2..ks.end.div_ceil(2) {
@@ -245,14 +234,14 @@ impl Gemm {
         }
     }
 
-    /// Panels times the packed rows `first..first + count`.
+    /// Panels times packed rows.
     #[inline(always)]
-    unsafe fn multiply<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, a: *const u8, first: usize, count: usize) {
+    unsafe fn multiply<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, rows: &Packed) {
         if cut.kind == Kind::Tiles {
-            return self.multiply_tiles::<S>(w, a, first, count);
+            return self.multiply_tiles::<S>(w, rows);
         }
         let share = self.panels.div_ceil(w.count * 4).max(1);
-        let run = if count <= cut.tile {
+        let run = if rows.count <= cut.tile {
             (CLAIM_BYTES / self.panel_bytes.max(1)).next_multiple_of(2).clamp(1, MOST_PANELS)
         } else {
             MOST_PANELS
@@ -262,25 +251,17 @@ impl Gemm {
         let mut items = MyRows::new(w, self.serial(0), claims, 4096);
         while let Some(c) = items.next() {
             let panels = c * run..self.panels.min((c + 1) * run);
-            if count <= cut.tile {
-                self.stream::<S>(w, cut, a, first, count, panels);
+            if rows.count <= cut.tile {
+                self.stream::<S>(w, cut, rows, panels);
             } else {
-                self.blocked::<S>(w, cut, a, first, count, panels);
+                self.blocked::<S>(w, cut, rows, panels);
             }
         }
     }
 
     /// One tile of rows: each panel is read once, front to back.
     #[inline(always)]
-    unsafe fn stream<S: Simd>(
-        &self,
-        w: &Worker<'_>,
-        cut: &Cut,
-        a: *const u8,
-        first: usize,
-        count: usize,
-        panels: std::ops::Range<usize>,
-    ) {
+    unsafe fn stream<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, rows: &Packed, panels: Range<usize>) {
         let c = w.scratch().add(RESULTS_AT).cast::<f32>();
         let c_next = cut.tile * PANEL;
         let mut p = panels.start;
@@ -289,10 +270,10 @@ impl Gemm {
             let b = self.w.add(p * self.panel_bytes);
             let (ahead, ahead_step) = (b.wrapping_add(AHEAD), cut.kind.panel_bytes(2) / 2);
             let (b_next, k) = (self.panel_bytes, cut.k);
-            let t = Tile { a, b, b_next, k, c, c_next, fresh: true, ahead, ahead_step };
+            let t = Tile { a: rows.a, b, b_next, k, c, c_next, fresh: true, ahead, ahead_step };
             gemm_tile::run::<S>(cut.kind, cut.tile, two, &t);
             for i in 0..if two { 2 } else { 1 } {
-                self.finish_rows::<S>(c.add(i * c_next), first, count, p + i);
+                self.finish_rows::<S>(c.add(i * c_next), rows.first, rows.count, p + i);
             }
             p += if two { 2 } else { 1 };
         }
@@ -300,28 +281,22 @@ impl Gemm {
 
     /// Many rows.
     #[inline(always)]
-    unsafe fn blocked<S: Simd>(
-        &self,
-        w: &Worker<'_>,
-        cut: &Cut,
-        a: *const u8,
-        first: usize,
-        count: usize,
-        panels: std::ops::Range<usize>,
-    ) {
+    unsafe fn blocked<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, rows: &Packed, panels: Range<usize>) {
         let c = w.scratch().add(RESULTS_AT).cast::<f32>();
         let wide = w.scratch().add(EXPANDED_AT).cast::<f32>();
-        let tiles = count.div_ceil(cut.tile);
+        let tiles = rows.count.div_ceil(cut.tile);
         let k_block = if tiles <= FEW_TILES { SMALL_K_BLOCK } else { K_BLOCK };
         let block = (RESULT_ROWS / cut.tile).clamp(1, tiles);
-        let stays = tiles == block && cut.kind.act_bytes(cut.k, count) <= A_BYTES;
+        let stays = tiles == block && cut.kind.act_bytes(cut.k, rows.count) <= A_BYTES;
         // One panel after the other where all activations stay in the cache, else all of the claim together.
         let together = if stays { 1 } else { panels.len() };
         for start in (0..tiles).step_by(block) {
-            let rows = Rows { a, tiles: start..tiles.min(start + block) };
+            let some_rows = Rows { a: rows.a, tiles: start..tiles.min(start + block) };
+            let height = some_rows.tiles.len() * cut.tile;
             let mut p = panels.start;
             while p < panels.end {
                 let some = p..panels.end.min(p + together);
+                let sums = |panel: usize| c.add((panel - p) * height * PANEL);
                 for k in (0..cut.k).step_by(k_block) {
                     for i in some.clone() {
                         let next = if stays {
@@ -329,15 +304,14 @@ impl Gemm {
                         } else {
                             self.w.wrapping_add((i + 1) * self.panel_bytes + cut.kind.panel_bytes(k))
                         };
-                        let c = c.add((i - some.start) * rows.tiles.len() * cut.tile * PANEL);
-                        self.block::<S>(cut, &rows, i, k..cut.k.min(k + k_block), wide, c, next);
+                        let ks = k..cut.k.min(k + k_block);
+                        self.block::<S>(cut, &some_rows, i, ks, wide, sums(i), next);
                     }
                 }
+                let begin = start * cut.tile;
+                let count = rows.count.min(begin + height) - begin;
                 for i in some.clone() {
-                    let c = c.add((i - some.start) * rows.tiles.len() * cut.tile * PANEL);
-                    let begin = rows.tiles.start * cut.tile;
-                    let rows = count.min(rows.tiles.end * cut.tile) - begin;
-                    self.finish_rows::<S>(c, first + begin, rows, i);
+                    self.finish_rows::<S>(sums(i), rows.first + begin, count, i);
                 }
                 p = some.end;
             }
@@ -351,7 +325,7 @@ impl Gemm {
         cut: &Cut,
         rows: &Rows,
         panel: usize,
-        ks: std::ops::Range<usize>,
+        ks: Range<usize>,
         wide: *mut f32,
         c: *mut f32,
         next: *const u8,

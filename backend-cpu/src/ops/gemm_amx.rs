@@ -9,17 +9,20 @@
 
 use std::ops::Range;
 
-use super::MyRows;
 use super::gemm::{CLAIM_BYTES, Gemm, MOST_PANELS, RESULT_ROWS, RESULTS_AT};
+use super::{MyRows, Packed};
 use crate::simd::Simd;
 use crate::simd::amx::{self, PANEL_STEP_BYTES, ROWS, Run, STEPS, TILE_BYTES, Tiles};
 use crate::threads::Worker;
 use crate::weights::PANEL;
 
-/// Tile steps of a block of a panel: 32 KiB.
-const BLOCK_STEPS: usize = 16;
+/// Tile steps of a block of a panel: 16 KiB, which stay in the first-level cache beside as much of a pair of activation tiles
+/// and the sums of both.
+const BLOCK_STEPS: usize = 8;
+/// Tile steps packed by one claim.
+const PIECE_STEPS: usize = 32;
 /// Bytes of activations meant to stay in the second-level cache.
-const SLAB_BYTES: usize = 512 << 10;
+const SLAB_BYTES: usize = 1 << 20;
 /// How far ahead of a streamed panel memory is asked for.
 const AHEAD: usize = 4096;
 /// Cache lines of a panel that a tile step reads.
@@ -69,10 +72,10 @@ impl Gemm {
     #[inline(always)]
     pub(super) unsafe fn pack_tiles<S: Simd>(&self, w: &Worker<'_>, first: usize, count: usize) {
         let acts = self.acts(self.work, count);
-        let blocks = acts.steps.div_ceil(BLOCK_STEPS);
-        let mut items = MyRows::new(w, self.is_tiny(), acts.tiles * blocks, 4096);
+        let pieces = acts.steps.div_ceil(PIECE_STEPS);
+        let mut items = MyRows::new(w, self.is_tiny(), acts.tiles * pieces, 4096);
         while let Some(i) = items.next() {
-            self.pack_block::<S>(&acts, first, count, i / blocks, i % blocks);
+            self.pack_piece(&acts, first, count, i / pieces, i % pieces);
         }
     }
 
@@ -81,8 +84,8 @@ impl Gemm {
     pub(super) unsafe fn pack_own_tiles<S: Simd>(&self, into: *mut u8, count: usize) {
         let acts = self.acts(into, count);
         for tile in 0..acts.tiles {
-            for block in 0..acts.steps.div_ceil(BLOCK_STEPS) {
-                self.pack_block::<S>(&acts, 0, count, tile, block);
+            for piece in 0..acts.steps.div_ceil(PIECE_STEPS) {
+                self.pack_piece(&acts, 0, count, tile, piece);
             }
         }
     }
@@ -91,16 +94,19 @@ impl Gemm {
         Acts { at, tiles: count.div_ceil(ROWS), steps: steps_of(self.k) }
     }
 
+    /// Some steps of a tile, step by step: sixteen streams in, one out.
     #[inline(always)]
-    unsafe fn pack_block<S: Simd>(&self, acts: &Acts, first: usize, count: usize, tile: usize, block: usize) {
-        let steps = block * BLOCK_STEPS..acts.steps.min((block + 1) * BLOCK_STEPS);
-        for r in 0..ROWS {
-            let row = tile * ROWS + r;
-            let x = self.x.row::<u16>(first + row.min(count - 1));
-            for step in steps.clone() {
-                let into = acts.tile(tile, step).cast_mut().cast::<u16>().add(r * STEPS);
-                let have = if row < count { STEPS.min(self.k - step * STEPS) } else { 0 };
-                if have == STEPS {
+    unsafe fn pack_piece(&self, acts: &Acts, first: usize, count: usize, tile: usize, piece: usize) {
+        let row = |r: usize| self.x.row::<u16>(first + (tile * ROWS + r).min(count - 1)).cast_const();
+        let rows: [*const u16; ROWS] = std::array::from_fn(row);
+        for step in piece * PIECE_STEPS..acts.steps.min((piece + 1) * PIECE_STEPS) {
+            let into = acts.tile(tile, step).cast_mut().cast::<u16>();
+            let have = STEPS.min(self.k - step * STEPS);
+            for (r, x) in rows.iter().enumerate() {
+                let into = into.add(r * STEPS);
+                if tile * ROWS + r >= count {
+                    std::ptr::write_bytes(into, 0, STEPS);
+                } else if have == STEPS {
                     std::ptr::copy_nonoverlapping(x.add(step * STEPS), into, STEPS);
                 } else {
                     std::ptr::write_bytes(into, 0, STEPS);
@@ -110,16 +116,10 @@ impl Gemm {
         }
     }
 
-    /// Panels times the packed rows `first..first + count`.
+    /// Panels times packed rows.
     #[inline(always)]
-    pub(super) unsafe fn multiply_tiles<S: Simd>(
-        &self,
-        w: &Worker<'_>,
-        a: *const u8,
-        first: usize,
-        count: usize,
-    ) {
-        let acts = self.acts(a, count);
+    pub(super) unsafe fn multiply_tiles<S: Simd>(&self, w: &Worker<'_>, rows: &Packed) {
+        let acts = self.acts(rows.a, rows.count);
         let share = self.panels.div_ceil(w.count * 4).max(1);
         let wanted = if acts.tiles == 1 { CLAIM_BYTES / self.panel_bytes.max(1) } else { MOST_PANELS };
         let run = wanted.next_multiple_of(2).clamp(1, MOST_PANELS).min(share.next_multiple_of(2));
@@ -130,9 +130,9 @@ impl Gemm {
         while let Some(claim) = items.next() {
             let panels = claim * run..self.panels.min((claim + 1) * run);
             if acts.tiles == 1 {
-                self.stream_tiles::<S>(&acts, first, count, panels, c);
+                self.stream_tiles::<S>(&acts, rows, panels, c);
             } else {
-                self.blocked_tiles::<S>(&acts, first, count, panels, c);
+                self.blocked_tiles::<S>(&acts, rows, panels, c);
             }
         }
         drop(tiles);
@@ -140,20 +140,13 @@ impl Gemm {
 
     /// One tile of rows: two panels at a time, front to back.
     #[inline(always)]
-    unsafe fn stream_tiles<S: Simd>(
-        &self,
-        acts: &Acts,
-        first: usize,
-        count: usize,
-        panels: Range<usize>,
-        c: *mut f32,
-    ) {
+    unsafe fn stream_tiles<S: Simd>(&self, acts: &Acts, rows: &Packed, panels: Range<usize>, c: *mut f32) {
         let mut panel = panels.start;
         while panel < panels.end {
             let two = panel + 1 < panels.end;
             self.stream_panels(acts, panel, two, c);
             for i in 0..1 + usize::from(two) {
-                self.finish_rows::<S>(c.add(i * ROWS * PANEL), first, count, panel + i);
+                self.finish_rows::<S>(c.add(i * ROWS * PANEL), rows.first, rows.count, panel + i);
             }
             panel += 1 + usize::from(two);
         }
@@ -180,21 +173,14 @@ impl Gemm {
 
     /// Many tiles of rows.
     #[inline(always)]
-    unsafe fn blocked_tiles<S: Simd>(
-        &self,
-        acts: &Acts,
-        first: usize,
-        count: usize,
-        panels: Range<usize>,
-        c: *mut f32,
-    ) {
+    unsafe fn blocked_tiles<S: Simd>(&self, acts: &Acts, rows: &Packed, panels: Range<usize>, c: *mut f32) {
         const TILES: usize = RESULT_ROWS / ROWS;
         let slab = (SLAB_BYTES / TILE_BYTES / acts.tiles.min(TILES)).next_multiple_of(BLOCK_STEPS);
         // One panel after the other where all of K stays in the cache, else all of the claim together.
         let together = if acts.steps <= slab { 1 } else { panels.len() };
         for tile in (0..acts.tiles).step_by(TILES) {
             let tiles = tile..acts.tiles.min(tile + TILES);
-            let rows = tile * ROWS..count.min(tiles.end * ROWS);
+            let (begin, end) = (tile * ROWS, rows.count.min(tiles.end * ROWS));
             let mut p = panels.start;
             while p < panels.end {
                 let some = p..panels.end.min(p + together);
@@ -206,7 +192,7 @@ impl Gemm {
                     }
                 }
                 for panel in some.clone() {
-                    self.finish_rows::<S>(sums(panel), first + rows.start, rows.len(), panel);
+                    self.finish_rows::<S>(sums(panel), rows.first + begin, end - begin, panel);
                 }
                 p = some.end;
             }

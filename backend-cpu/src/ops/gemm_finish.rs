@@ -4,11 +4,14 @@
 use engine_core::backend::Activation;
 
 use super::gemm::Gemm;
-use super::{load_block, map_block, store_block, zip_block};
+use super::{load_block, store_block, zip_block};
 use crate::memory::View;
 use crate::simd::elem::{Elem, with_elem};
 use crate::simd::{Simd, math};
 use crate::weights::PANEL;
+
+/// Rows of outputs asked for before they are written.
+const ROWS_AHEAD: usize = 16;
 
 impl Gemm {
     /// Sums [rows][32] of `count` rows from `first` on of one panel to outputs.
@@ -42,34 +45,76 @@ impl Gemm {
     /// As [`Gemm::finish_rows`] for a panel whose outputs are all there, a vector at a time.
     #[inline(always)]
     unsafe fn finish_whole<S: Simd>(&self, c: *const f32, first: usize, count: usize, panel: usize) {
+        with_elem!(self.out.dtype, O, {
+            match &self.residual {
+                None => self.finish_as::<S, O, O>(c, first, count, panel, None),
+                Some(r) => with_elem!(r.dtype, R, self.finish_as::<S, O, R>(c, first, count, panel, Some(r))),
+            }
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn finish_as<S: Simd, O: Elem, R: Elem>(
+        &self,
+        c: *const f32,
+        first: usize,
+        count: usize,
+        panel: usize,
+        residual: Option<&View>,
+    ) {
         let width = if self.act.halves() { PANEL / 2 } else { PANEL };
+        let at = panel * width;
         let mut bias = None;
         if !self.bias.is_null() {
             self.load_bias(panel, bias.insert([0.0f32; PANEL]));
         }
         for r in 0..count {
+            self.fetch_row::<S>(first + (r + ROWS_AHEAD).min(count - 1), at);
             let c = c.add(r * PANEL);
+            let out = self.out.row::<O>(first + r).add(at);
             for i in (0..width).step_by(S::W) {
-                let mut y = sum::<S>(c, &bias, i);
-                y = match self.act {
-                    Activation::Identity => y,
-                    Activation::Silu => math::silu::<S>(y),
-                    Activation::Gelu => math::gelu::<S>(y),
-                    Activation::GeluTanh => math::gelu_tanh::<S>(y),
-                    Activation::Relu => S::max(y, S::zero()),
-                    Activation::SiluMul => S::mul(math::silu::<S>(y), sum::<S>(c, &bias, width + i)),
-                    Activation::GeluTanhMul => S::mul(math::gelu_tanh::<S>(y), sum::<S>(c, &bias, width + i)),
-                };
-                if let Some(scale) = self.scale {
-                    y = S::mul(y, S::splat(scale));
+                let mut y = self.activated::<S>(c, &bias, width, i);
+                if let Some(residual) = residual {
+                    y = S::add(R::load::<S>(residual.row::<R>(first + r).add(at + i)), y);
                 }
-                let at = panel * width + i;
-                if let Some(residual) = &self.residual {
-                    y = S::add(load::<S>(residual, first + r, at), y);
-                }
-                store::<S>(&self.out, first + r, at, y);
+                O::store::<S>(out.add(i), y);
             }
         }
+    }
+
+    /// Asks for what a row of the epilogue reads and writes: a line or two of each row, far from those of the last.
+    #[inline(always)]
+    unsafe fn fetch_row<S: Simd>(&self, row: usize, at: usize) {
+        S::prefetch_write(self.out.row::<u8>(row).wrapping_add(at * self.out.dtype.size_bytes()));
+        if let Some(residual) = &self.residual {
+            S::prefetch(residual.row::<u8>(row).wrapping_add(at * residual.dtype.size_bytes()));
+        }
+    }
+
+    /// scale · act of a vector of sums with their bias, from `i` on; of gate and up, where the activation halves.
+    #[inline(always)]
+    unsafe fn activated<S: Simd>(
+        &self,
+        c: *const f32,
+        bias: &Option<[f32; PANEL]>,
+        width: usize,
+        i: usize,
+    ) -> S::F {
+        let y = sum::<S>(c, bias, i);
+        let y = match self.act {
+            Activation::Identity => y,
+            Activation::Silu => math::silu::<S>(y),
+            Activation::Gelu => math::gelu::<S>(y),
+            Activation::GeluTanh => math::gelu_tanh::<S>(y),
+            Activation::Relu => S::max(y, S::zero()),
+            Activation::SiluMul => S::mul(math::silu::<S>(y), sum::<S>(c, bias, width + i)),
+            Activation::GeluTanhMul => S::mul(math::gelu_tanh::<S>(y), sum::<S>(c, bias, width + i)),
+        };
+        self.scale.map_or(
+            y,
+            #[inline(always)]
+            |scale| S::mul(y, S::splat(scale)),
+        )
     }
 
     /// The epilogue of one row of one panel: 32 sums to 32 (or, halving, 16) outputs.
@@ -80,45 +125,22 @@ impl Gemm {
         std::ptr::copy_nonoverlapping(c, x.as_mut_ptr(), PANEL);
         if !self.bias.is_null() {
             self.load_bias(panel, &mut y);
-            zip_block::<S, _>(
-                &mut x,
-                &y,
-                PANEL,
-                #[inline(always)]
-                |x, y| S::add(x, y),
-            );
+            add_block::<S>(&mut x, &y, PANEL);
         }
         if let Some(add) = &self.add {
             self.load_add::<S>(add, row, panel, &mut y);
-            zip_block::<S, _>(
-                &mut x,
-                &y,
-                PANEL,
-                #[inline(always)]
-                |x, y| S::add(x, y),
-            );
+            add_block::<S>(&mut x, &y, PANEL);
         }
         let width = if self.act.halves() { PANEL / 2 } else { PANEL };
-        activate::<S>(self.act, &mut x, width);
+        for i in (0..width).step_by(S::W) {
+            let after = self.activated::<S>(x.as_ptr(), &None, width, i);
+            S::store(x.as_mut_ptr().add(i), after);
+        }
         let at = panel * width;
         let n = width.min(self.out.cols() - at);
-        if let Some(scale) = self.scale {
-            map_block::<S, _>(
-                &mut x,
-                width,
-                #[inline(always)]
-                |x| S::mul(x, S::splat(scale)),
-            );
-        }
         if let Some(residual) = &self.residual {
             load_block::<S, _>(residual.dtype, residual.row(row), at, n, &mut y);
-            zip_block::<S, _>(
-                &mut x,
-                &y,
-                width,
-                #[inline(always)]
-                |x, y| S::add(y, x),
-            );
+            add_block::<S>(&mut x, &y, width);
         }
         store_block::<S, _>(self.out.dtype, self.out.row(row), at, n, &x);
     }
@@ -155,17 +177,6 @@ impl Gemm {
     }
 }
 
-/// A vector of row `r` from element `i` on.
-#[inline(always)]
-unsafe fn load<S: Simd>(v: &View, r: usize, i: usize) -> S::F {
-    with_elem!(v.dtype, E, E::load::<S>(v.row::<E>(r).add(i)))
-}
-
-#[inline(always)]
-unsafe fn store<S: Simd>(v: &View, r: usize, i: usize, x: S::F) {
-    with_elem!(v.dtype, E, E::store::<S>(v.row::<E>(r).add(i), x))
-}
-
 /// Sums from `i` on, with their bias.
 #[inline(always)]
 unsafe fn sum<S: Simd>(c: *const f32, bias: &Option<[f32; PANEL]>, i: usize) -> S::F {
@@ -176,45 +187,14 @@ unsafe fn sum<S: Simd>(c: *const f32, bias: &Option<[f32; PANEL]>, i: usize) -> 
     }
 }
 
-/// The activation in place; halving ones leave their result in the first half.
+/// x + y in place.
 #[inline(always)]
-unsafe fn activate<S: Simd>(act: Activation, x: &mut [f32; PANEL], width: usize) {
-    match act {
-        Activation::Identity => {}
-        Activation::Silu => map_block::<S, _>(
-            x,
-            width,
-            #[inline(always)]
-            |x| math::silu::<S>(x),
-        ),
-        Activation::Gelu => map_block::<S, _>(
-            x,
-            width,
-            #[inline(always)]
-            |x| math::gelu::<S>(x),
-        ),
-        Activation::GeluTanh => map_block::<S, _>(
-            x,
-            width,
-            #[inline(always)]
-            |x| math::gelu_tanh::<S>(x),
-        ),
-        Activation::Relu => map_block::<S, _>(
-            x,
-            width,
-            #[inline(always)]
-            |x| S::max(x, S::zero()),
-        ),
-        Activation::SiluMul | Activation::GeluTanhMul => {
-            for i in (0..width).step_by(S::W) {
-                let (gate, up) = (S::load(x.as_ptr().add(i)), S::load(x.as_ptr().add(width + i)));
-                let gate = if act == Activation::SiluMul {
-                    math::silu::<S>(gate)
-                } else {
-                    math::gelu_tanh::<S>(gate)
-                };
-                S::store(x.as_mut_ptr().add(i), S::mul(gate, up));
-            }
-        }
-    }
+unsafe fn add_block<S: Simd>(x: &mut [f32; PANEL], y: &[f32; PANEL], n: usize) {
+    zip_block::<S, _>(
+        x,
+        y,
+        n,
+        #[inline(always)]
+        |x, y| S::add(x, y),
+    )
 }

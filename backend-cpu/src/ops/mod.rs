@@ -22,6 +22,8 @@ pub(crate) mod movement;
 mod noise;
 pub(crate) mod norm;
 pub(crate) mod quantized;
+mod quantized_amx;
+mod quantized_bytes;
 pub(crate) mod quantized_expand;
 pub(crate) mod rope;
 pub(crate) mod sample;
@@ -42,6 +44,10 @@ pub(crate) trait Kernel {
     /// The op it runs as, where one kernel serves several.
     fn stands_for(&self) -> OpKind {
         Self::OP
+    }
+    /// Which of [`crate::faults::ways`] this run goes.
+    fn way(&self) -> usize {
+        0
     }
     /// Phases, each behind a barrier.
     fn phases(&self) -> u32 {
@@ -110,6 +116,13 @@ impl<'a> MyRows<'a> {
         self.next += 1;
         Some(self.next - 1)
     }
+}
+
+/// Rows `first..first + count` of x, packed as a product wants them.
+pub(crate) struct Packed {
+    pub a: *const u8,
+    pub first: usize,
+    pub count: usize,
 }
 
 /// Elements handled between two looks at a type.

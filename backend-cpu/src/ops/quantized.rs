@@ -1,19 +1,24 @@
 //! QuantizedMatmul: `out = residual + scale · act(x · Wᵀ + bias + add)` over strips of codes.
 //!
-//! A block of K of a panel is expanded to f32 in the first-level cache and met there by every tile of rows through
+//! Two ways, by the type of x and the format alone. Rows of 16-bit numbers are rounded to int8 and meet codes as bytes
+//! where the machine multiplies bytes and the format has them: [`super::quantized_bytes`]. Else, and so for float32,
+//! arithmetic is that of f32 on the very numbers that the format's specification says: a block of K of a panel is expanded to f32 in the first-level cache and met there by every tile of rows through
 //! the register tiles of the dense product, so that a row's bits depend on its own numbers only: each output is one
 //! accumulator that takes k = 0, 1, 2, .. in turn, whatever the number of rows. Codes are read once for up to
 //! [`RESULT_ROWS`] rows.
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of `Kernel::run`")]
 
+use engine_core::DType;
 use engine_core::backend::OpKind;
 
 use super::gemm::{Gemm, WORK_BYTES};
 use super::gemm_tile::{self, Kind, ROWS, Tile};
+use super::quantized_bytes::{self, Layout};
 use super::quantized_expand::expand;
-use super::{BLOCK, Kernel, MyRows, load_block, spoil_last};
+use super::{BLOCK, Kernel, MyRows, Packed, load_block, spoil_last};
+use crate::simd::dot8::ByteDot;
 use crate::simd::{Simd, SimdPath};
-use crate::strips::{STRIP, Strips};
+use crate::strips::{Bytes, STRIP, Strips};
 use crate::threads::Worker;
 use crate::weights::PANEL;
 
@@ -33,7 +38,10 @@ const PACK_STEPS: usize = 256;
 const RESULTS_AT: usize = PRIVATE_ROWS * MAX_K * 4;
 const EXPANDED_AT: usize = RESULTS_AT + RESULT_ROWS * PANEL * 4;
 /// Private memory a worker needs.
-pub(crate) const SCRATCH_BYTES: usize = EXPANDED_AT + K_BLOCK * PANEL * 4;
+pub(crate) const SCRATCH_BYTES: usize = {
+    let expanded = EXPANDED_AT + K_BLOCK * PANEL * 4;
+    if expanded > quantized_bytes::SCRATCH_BYTES { expanded } else { quantized_bytes::SCRATCH_BYTES }
+};
 
 /// A product with its epilogue.
 pub(crate) struct QuantizedMatmul {
@@ -41,46 +49,38 @@ pub(crate) struct QuantizedMatmul {
     pub gemm: Gemm,
     /// Of the weight, which outlives the kernel.
     pub strips: *const Strips,
-}
-
-/// How a product is cut. Follows from shapes and path only.
-#[derive(Clone, Copy)]
-struct Cut {
-    /// Rows of a tile.
-    tile: usize,
-    /// Rows handled between two packings of activations.
-    super_rows: usize,
+    /// How bytes are multiplied, for products in bytes.
+    pub dot: Option<ByteDot>,
 }
 
 impl Kernel for QuantizedMatmul {
     const OP: OpKind = OpKind::QuantizedMatmul;
 
+    fn way(&self) -> usize {
+        let (in_bytes, tile) = self.layout().map_or((0, self.tile()), |(layout, _)| (2, layout.tile));
+        in_bytes + usize::from(self.gemm.x.rows() > tile)
+    }
+
     fn phases(&self) -> u32 {
-        let supers = self.gemm.x.rows().div_ceil(self.cut().super_rows).max(1) as u32;
+        let supers = self.gemm.x.rows().div_ceil(self.super_rows()).max(1) as u32;
         if self.packs_privately() { 1 } else { 2 * supers }
     }
 
     fn serial(&self, _: u32) -> bool {
-        // Tiny products (test models): a barrier costs more than the work.
-        self.gemm.x.rows() * self.gemm.n * self.gemm.k <= 16 << 10
+        self.is_tiny()
     }
 
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, w: &Worker<'_>, phase: u32) {
-        let cut = self.cut();
-        let rows = self.gemm.x.rows();
-        if self.packs_privately() {
-            let a = w.scratch().cast::<f32>();
-            self.pack_tile::<S>(&cut, 0, rows, 0..self.gemm.k, a);
-            return self.multiply::<S>(w, &cut, a, 0, rows);
+        let (private, rows) = (self.packs_privately(), self.gemm.x.rows());
+        let first = (phase / 2) as usize * self.super_rows();
+        let count = self.super_rows().min(rows - first);
+        let a = if private { w.scratch() } else { self.gemm.work };
+        if private || phase.is_multiple_of(2) {
+            self.pack::<S>(w, private, first, count, a);
         }
-        let first = (phase / 2) as usize * cut.super_rows;
-        let count = cut.super_rows.min(rows - first);
-        let work = self.gemm.work.cast::<f32>();
-        if phase.is_multiple_of(2) {
-            self.pack::<S>(w, &cut, first, count, work);
-        } else {
-            self.multiply::<S>(w, &cut, work, first, count);
+        if private || !phase.is_multiple_of(2) {
+            self.multiply::<S>(w, &Packed { a, first, count });
         }
     }
 
@@ -90,35 +90,61 @@ impl Kernel for QuantizedMatmul {
 }
 
 impl QuantizedMatmul {
+    /// Whether a product with rows of `dtype` may be made in bytes, and how; float32 asks for its own arithmetic.
+    pub fn bytes_of(strips: &Strips, dtype: DType, path: SimdPath) -> Option<ByteDot> {
+        ByteDot::of(path).filter(|_| dtype != DType::F32 && strips.bytes.is_some())
+    }
+
+    /// Tiny products (test models): a barrier costs more than the work.
+    pub(super) fn is_tiny(&self) -> bool {
+        self.gemm.x.rows() * self.gemm.n * self.gemm.k <= 16 << 10
+    }
+
     fn packs_privately(&self) -> bool {
         self.gemm.x.rows() <= PRIVATE_ROWS
     }
 
-    fn cut(&self) -> Cut {
-        let most = if matches!(self.gemm.path, SimdPath::Avx512 | SimdPath::Avx512Bf16 | SimdPath::Amx) {
-            12
-        } else {
-            6
-        };
-        let rows = self.gemm.x.rows().max(1);
-        let even = rows.div_ceil(rows.div_ceil(most));
-        let tile = ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most);
-        let fit = WORK_BYTES / (self.gemm.k * tile * 4).max(1);
-        Cut { tile, super_rows: fit.max(1) * tile }
+    /// The layout of a product in bytes.
+    fn layout(&self) -> Option<(Layout, &Bytes)> {
+        // SAFETY: the weight outlives the kernel.
+        let bytes = unsafe { &*self.strips }.bytes.as_ref().filter(|_| self.dot.is_some())?;
+        Some((Layout::new(bytes, self.gemm.x.rows(), self.gemm.k, self.gemm.path), bytes))
     }
 
-    /// Interleaves `count` rows from `first` on into `into` [tile][k][R].
+    /// Rows of a tile of the product in f32. Follows from shapes and path only.
+    fn tile(&self) -> usize {
+        let most = if self.gemm.path.lanes() == 16 { 12 } else { 6 };
+        let rows = self.gemm.x.rows().max(1);
+        let even = rows.div_ceil(rows.div_ceil(most));
+        ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most)
+    }
+
+    /// Rows handled between two packings of activations.
+    fn super_rows(&self) -> usize {
+        match self.layout() {
+            Some((layout, _)) => layout.super_rows(),
+            None => (WORK_BYTES / (self.gemm.k * self.tile() * 4).max(1)).max(1) * self.tile(),
+        }
+    }
+
+    /// Packs `count` rows from `first` on into `into`: all of them by this worker, or what it claims.
     #[inline(always)]
-    unsafe fn pack<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, first: usize, count: usize, into: *mut f32) {
-        let (tiles, k) = (count.div_ceil(cut.tile), self.gemm.k);
-        let pieces = k.div_ceil(PACK_STEPS);
-        let mut items = MyRows::new(w, self.serial(0), tiles * pieces, 4096);
+    unsafe fn pack<S: Simd>(&self, w: &Worker<'_>, private: bool, first: usize, count: usize, into: *mut u8) {
+        let alone = private || self.is_tiny();
+        if let Some((layout, bytes)) = self.layout() {
+            let rows = count.next_multiple_of(layout.tile);
+            let mut items = MyRows::new(w, alone, rows, self.gemm.k);
+            return self.pack_bytes::<S>(&mut items, &layout, bytes, (first, count), into.cast());
+        }
+        let (tile, k) = (self.tile(), self.gemm.k);
+        let (tiles, pieces) = (count.div_ceil(tile), k.div_ceil(PACK_STEPS));
+        let mut items = MyRows::new(w, alone, tiles * pieces, 4096);
         while let Some(i) = items.next() {
-            let (tile, piece) = (i / pieces, i % pieces);
-            let row = first + tile * cut.tile;
-            let rows = cut.tile.min(first + count - row);
+            let (t, piece) = (i / pieces, i % pieces);
+            let row = first + t * tile;
+            let rows = tile.min(first + count - row);
             let ks = piece * PACK_STEPS..k.min((piece + 1) * PACK_STEPS);
-            self.pack_tile::<S>(cut, row, rows, ks, into.add(tile * k * cut.tile));
+            self.pack_tile::<S>(tile, row, rows, ks, into.cast::<f32>().add(t * k * tile));
         }
     }
 
@@ -126,13 +152,13 @@ impl QuantizedMatmul {
     #[inline(always)]
     unsafe fn pack_tile<S: Simd>(
         &self,
-        cut: &Cut,
+        tile: usize,
         row: usize,
         rows: usize,
         ks: std::ops::Range<usize>,
         into: *mut f32,
     ) {
-        let (tile, x) = (cut.tile, &self.gemm.x);
+        let x = &self.gemm.x;
         let mut block = [0.0f32; BLOCK];
         for r in 0..tile {
             for i in ks.clone().step_by(BLOCK) {
@@ -155,57 +181,59 @@ impl QuantizedMatmul {
         }
     }
 
-    /// Panels times the packed rows `first..first + count`.
+    /// Panels times packed rows.
     #[inline(always)]
-    unsafe fn multiply<S: Simd>(&self, w: &Worker<'_>, cut: &Cut, a: *const f32, first: usize, count: usize) {
-        let share = self.gemm.panels.div_ceil(w.count * 4).max(1);
-        let run = share.min(MOST_PANELS);
-        let mut items = MyRows::new(w, self.serial(0), self.gemm.panels.div_ceil(run), 4096);
-        while let Some(c) = items.next() {
-            for panel in c * run..self.gemm.panels.min((c + 1) * run) {
-                self.panel::<S>(w, cut, a, first, count, panel);
+    unsafe fn multiply<S: Simd>(&self, w: &Worker<'_>, rows: &Packed) {
+        match (self.dot, self.layout()) {
+            (Some(ByteDot::Direct), Some((l, _))) => self.multiply_bytes::<S, S::Direct>(w, &l, rows),
+            (Some(ByteDot::Widening), Some((l, _))) => self.multiply_bytes::<S, S::Widening>(w, &l, rows),
+            _ => {
+                let tile = self.tile();
+                let run = self.claim_panels(w);
+                let mut items = MyRows::new(w, self.is_tiny(), self.gemm.panels.div_ceil(run), 4096);
+                while let Some(c) = items.next() {
+                    for panel in c * run..self.gemm.panels.min((c + 1) * run) {
+                        self.expanded::<S>(w, tile, rows, panel);
+                    }
+                }
             }
         }
     }
 
-    /// One panel with all packed rows, as many at a time as results are kept for.
+    /// Panels that a worker claims at once.
+    pub(super) fn claim_panels(&self, w: &Worker<'_>) -> usize {
+        self.gemm.panels.div_ceil(w.count * 4).clamp(1, MOST_PANELS)
+    }
+
+    /// One panel in f32 with all packed rows, as many at a time as results are kept for.
     #[inline(always)]
-    unsafe fn panel<S: Simd>(
-        &self,
-        w: &Worker<'_>,
-        cut: &Cut,
-        a: *const f32,
-        first: usize,
-        count: usize,
-        panel: usize,
-    ) {
+    unsafe fn expanded<S: Simd>(&self, w: &Worker<'_>, tile: usize, rows: &Packed, panel: usize) {
         let c = w.scratch().add(RESULTS_AT).cast::<f32>();
         let wide = w.scratch().add(EXPANDED_AT).cast::<f32>();
-        let tiles = count.div_ceil(cut.tile);
-        let block = (RESULT_ROWS / cut.tile).max(1);
+        let (tiles, block) = (rows.count.div_ceil(tile), (RESULT_ROWS / tile).max(1));
         for start in (0..tiles).step_by(block) {
             let some = start..tiles.min(start + block);
             for k in (0..self.gemm.k).step_by(K_BLOCK) {
                 let steps = K_BLOCK.min(self.gemm.k - k);
                 self.expand_panel::<S>(panel, k, steps, wide);
-                for tile in some.clone() {
+                for i in some.clone() {
                     let t = Tile {
-                        a: a.add((tile * self.gemm.k + k) * cut.tile).cast(),
+                        a: rows.a.add((i * self.gemm.k + k) * tile * 4),
                         b: wide.cast(),
                         b_next: 0,
                         k: steps,
-                        c: c.add((tile - start) * cut.tile * PANEL),
+                        c: c.add((i - start) * tile * PANEL),
                         c_next: 0,
                         fresh: k == 0,
                         ahead: std::ptr::null(),
                         ahead_step: 0,
                     };
-                    gemm_tile::run::<S>(Kind::F32, cut.tile, false, &t);
+                    gemm_tile::run::<S>(Kind::F32, tile, false, &t);
                 }
             }
-            let begin = start * cut.tile;
-            let rows = count.min(some.end * cut.tile) - begin;
-            self.gemm.finish_rows::<S>(c, first + begin, rows, panel);
+            let begin = start * tile;
+            let count = rows.count.min(some.end * tile) - begin;
+            self.gemm.finish_rows::<S>(c, rows.first + begin, count, panel);
         }
     }
 

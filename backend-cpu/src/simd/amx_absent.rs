@@ -1,10 +1,6 @@
 //! AMX where there is none: the same names, never permitted.
 
-pub(crate) const ROWS: usize = 16;
-pub(crate) const STEPS: usize = 32;
-pub(crate) const TILE_BYTES: usize = ROWS * STEPS * 2;
-pub(crate) const PANEL_STEP_BYTES: usize = STEPS * crate::weights::PANEL * 2;
-pub(crate) const PEAK_OPS: usize = 4 * ROWS * 16 * STEPS * 2;
+pub(crate) use super::tiles::{ByteRuns, PANEL_STEP_BYTES, PEAK_OPS, ROWS, Run, STEPS, TILE_BYTES};
 
 pub(crate) fn is_permitted() -> bool {
     false
@@ -16,17 +12,10 @@ impl Tiles {
     pub unsafe fn shape() -> Tiles {
         unreachable!("no AMX on this target")
     }
-}
 
-#[derive(Clone, Copy)]
-pub(crate) struct Run {
-    pub a: [*const u8; 2],
-    pub b: *const u8,
-    pub steps: usize,
-    pub c: *mut f32,
-    pub fresh: bool,
-    pub ahead: *const u8,
-    pub lines: usize,
+    pub unsafe fn shape_bytes(_: usize) -> Tiles {
+        unreachable!("no AMX on this target")
+    }
 }
 
 pub(crate) unsafe fn multiply_32(_: &Run) {
@@ -38,6 +27,14 @@ pub(crate) unsafe fn multiply_16(_: &Run) {
 }
 
 pub(crate) unsafe fn multiply_16x2(_: &Run, _: usize) {
+    unreachable!("no AMX on this target")
+}
+
+pub(crate) fn has_bytes() -> bool {
+    false
+}
+
+pub(crate) unsafe fn multiply_bytes(_: &ByteRuns) {
     unreachable!("no AMX on this target")
 }
 

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, dot8};
 
 /// AVX2, FMA, F16C.
 #[derive(Clone, Copy)]
@@ -13,6 +13,8 @@ impl Simd for Avx2 {
     type F = __m256;
     type I = __m256i;
     type M = __m256;
+    type Direct = dot8::Direct256;
+    type Widening = dot8::Widening256;
 
     #[inline(always)]
     unsafe fn vectorize<R>(f: impl FnOnce() -> R) -> R {
@@ -44,6 +46,14 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> __m256 {
         _mm256_cvtph_ps(_mm_loadu_si128(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> __m256 {
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m256 {
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, v: __m256) {
@@ -195,6 +205,10 @@ impl Simd for Avx2 {
         let high = _mm256_blend_epi32::<0xaa>(_mm256_srli_epi64::<32>(even), odd);
         let low = _mm256_blend_epi32::<0xaa>(even, _mm256_slli_epi64::<32>(odd));
         (high, low)
+    }
+    #[inline(always)]
+    unsafe fn prefetch_write(p: *const u8) {
+        core::arch::asm!("prefetchw [{}]", in(reg) p, options(nostack, readonly, preserves_flags))
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

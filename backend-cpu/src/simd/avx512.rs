@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, dot8};
 
 /// AVX-512 F, BW, DQ, VL.
 #[derive(Clone, Copy)]
@@ -20,6 +20,8 @@ macro_rules! avx512 {
             type F = __m512;
             type I = __m512i;
             type M = __mmask16;
+            type Direct = dot8::Direct512;
+            type Widening = dot8::Widening512;
 
             #[inline(always)]
             unsafe fn vectorize<R>(f: impl FnOnce() -> R) -> R {
@@ -51,6 +53,14 @@ macro_rules! avx512 {
             #[inline(always)]
             unsafe fn load_f16(p: *const u16) -> __m512 {
                 _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+            }
+            #[inline(always)]
+            unsafe fn load_u8(p: *const u8) -> __m512 {
+                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())))
+            }
+            #[inline(always)]
+            unsafe fn load_i8(p: *const i8) -> __m512 {
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
             }
             #[inline(always)]
             unsafe fn store_bf16(p: *mut u16, v: __m512) {
@@ -212,6 +222,10 @@ macro_rules! avx512 {
                 out
             }
             $(#[inline(always)] $more)?
+            #[inline(always)]
+            unsafe fn prefetch_write(p: *const u8) {
+                core::arch::asm!("prefetchw [{}]", in(reg) p, options(nostack, readonly, preserves_flags))
+            }
             #[inline(always)]
             unsafe fn prefetch(p: *const u8) {
                 _mm_prefetch::<_MM_HINT_T0>(p.cast())

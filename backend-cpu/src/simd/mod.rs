@@ -22,12 +22,16 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod dot8;
 pub(crate) mod elem;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+pub(crate) mod tiles;
 pub(crate) mod transpose;
+
+use dot8::Dot8;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
@@ -74,6 +78,15 @@ impl SimdPath {
             SimdPath::Avx512 => "avx512",
             SimdPath::Avx512Bf16 => "avx512-bf16",
             SimdPath::Amx => "amx",
+        }
+    }
+
+    /// Lanes of f32.
+    pub(crate) const fn lanes(self) -> usize {
+        match self {
+            SimdPath::Avx512 | SimdPath::Avx512Bf16 | SimdPath::Amx => 16,
+            SimdPath::Avx2 | SimdPath::Portable => 8,
+            SimdPath::Neon => 4,
         }
     }
 
@@ -143,6 +156,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type F: Copy;
     type I: Copy;
     type M: Copy;
+    /// Products of bytes by the instruction for them, and by those that every CPU of the path has.
+    type Direct: Dot8<Self>;
+    type Widening: Dot8<Self>;
 
     /// Runs `f` compiled for this instruction set, not inlined into the caller.
     unsafe fn vectorize<R>(f: impl FnOnce() -> R) -> R;
@@ -152,6 +168,23 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store(p: *mut f32, v: Self::F);
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// `W` bytes.
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self::F {
+        let mut x = [0.0f32; 16];
+        for i in 0..Self::W {
+            x[i] = f32::from(*p.add(i));
+        }
+        Self::load(x.as_ptr())
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::F {
+        let mut x = [0.0f32; 16];
+        for i in 0..Self::W {
+            x[i] = f32::from(*p.add(i));
+        }
+        Self::load(x.as_ptr())
+    }
     /// Rounds to nearest, ties to even; NaN stays NaN.
     unsafe fn store_bf16(p: *mut u16, v: Self::F);
     unsafe fn store_f16(p: *mut u16, v: Self::F);
@@ -204,6 +237,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         unreachable!("this path has no bf16 dot product")
     }
     unsafe fn prefetch(p: *const u8);
+    /// As [`Simd::prefetch`], for writing.
+    #[inline(always)]
+    unsafe fn prefetch_write(p: *const u8) {
+        Self::prefetch(p)
+    }
 
     /// Four vectors whose lanes alternate: result v lane i is plane i % 4, lane (v · W + i) / 4.
     #[inline(always)]

@@ -4,7 +4,7 @@ use core::arch::aarch64::*;
 
 use half::f16;
 
-use super::Simd;
+use super::{Simd, dot8};
 
 /// Advanced SIMD with fused multiply-add, which every aarch64 has.
 #[derive(Clone, Copy)]
@@ -15,6 +15,8 @@ impl Simd for Neon {
     type F = float32x4_t;
     type I = uint32x4_t;
     type M = uint32x4_t;
+    type Direct = dot8::NoBytes;
+    type Widening = dot8::NoBytes;
 
     #[inline(always)]
     unsafe fn vectorize<R>(f: impl FnOnce() -> R) -> R {

@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{Simd, dot8};
 
 /// No instruction set in particular.
 #[derive(Clone, Copy)]
@@ -37,6 +37,8 @@ impl Simd for Portable {
     type F = F8;
     type I = I8;
     type M = I8;
+    type Direct = dot8::NoBytes;
+    type Widening = dot8::NoBytes;
 
     #[inline(always)]
     unsafe fn vectorize<R>(f: impl FnOnce() -> R) -> R {
