@@ -35,6 +35,8 @@ pub struct CudaPlan {
     pub partial: Arc<Region>,
     pub arrivals: Arc<Region>,
     pub max_items: u32,
+    /// Tokens of generated rows that there are items for.
+    pub generated_tokens: u32,
     pub max_tiles: u32,
     /// Queries of a prefill tile.
     pub tile_tokens: u32,
@@ -130,6 +132,7 @@ impl CudaPlan {
             arrivals: memory(with_parts * u64::from(spec.kv_heads * parts) * 4)?,
             fast,
             max_items,
+            generated_tokens: tokens,
             max_tiles,
             tile_tokens,
             fixed_chunk,
@@ -148,9 +151,17 @@ impl CudaPlan {
 }
 
 impl HostMeta {
-    /// From the rows of a step and the queries of a prefill tile.
-    pub fn of(batch: &BatchMeta<'_>, tile_tokens: u32) -> Self {
-        let generated = batch.rows.iter().take_while(|r| r.phase == Phase::Generated).count();
+    /// From the rows of a step, the queries of a prefill tile, and the tokens of generated rows that there are items
+    /// for. Rows beyond them, which resume long answers after a preemption, go the way of prompts: right, though in
+    /// another order of sums.
+    pub fn of(batch: &BatchMeta<'_>, tile_tokens: u32, mut generated_tokens: u32) -> Self {
+        let mut fits = |q_len: u32| {
+            let left = generated_tokens.checked_sub(q_len);
+            generated_tokens = left.unwrap_or(0);
+            left.is_some()
+        };
+        let generated =
+            batch.rows.iter().take_while(|r| r.phase == Phase::Generated && fits(r.q_len)).count();
         let prompts = &batch.rows[generated..];
         HostMeta {
             rows: batch.rows.len() as u32,
@@ -217,5 +228,25 @@ pub fn window(mask: Mask) -> u32 {
     match mask {
         Mask::Window { tokens } => tokens,
         Mask::Causal | Mask::Full => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine_core::backend::RowMeta;
+
+    use super::*;
+
+    #[test]
+    fn generated_rows_without_items_go_the_way_of_prompts() {
+        let row = |q_len, phase| RowMeta { q_len, kv_len_max: 1_000, phase };
+        let rows = [row(1, Phase::Generated), row(300, Phase::Generated), row(5, Phase::Prompt)];
+        let of = |room| {
+            let meta = HostMeta::of(&BatchMeta { rows: &rows, generated: 2 }, 64, room);
+            (meta.generated, meta.tiles)
+        };
+        assert_eq!(of(301), (2, 1));
+        assert_eq!(of(300), (1, 5 + 1));
+        assert_eq!(of(0), (0, 1 + 5 + 1));
     }
 }

@@ -330,7 +330,7 @@ impl Stream for CudaStream {
     }
     fn plan(&mut self, p: &AttnPlan, b: &BatchMeta<'_>, _: &mut [u8]) -> Result<()> {
         let p = p.inner::<CudaPlan>();
-        lock(&p.state).meta = HostMeta::of(b, p.tile_tokens);
+        lock(&p.state).meta = HostMeta::of(b, p.tile_tokens, p.generated_tokens);
         Ok(())
     }
     fn write_weight(&mut self, w: &Weight, _: u32, _: &HostWeight) -> Result<()> {
