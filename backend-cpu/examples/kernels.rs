@@ -4,8 +4,8 @@
 //! product of the 1B Llama shape at 1, 16 and 512 rows, each as a share of its own limit, then attention and
 //! sampling. Limits and kernels are measured alternately and the best of several runs is taken, since other work on
 //! the machine can only slow either. Arguments: `--threads N`, `--simd NAME`, `--layers N` (weights that fit a cache
-//! would flatter), `--runs N`, `--rows N,N,..`, `--clock cpu` (processor time of one thread instead of elapsed time: tells something
-//! about arithmetic on a busy machine, nothing about bandwidth).
+//! would flatter), `--runs N`, `--rows N,N,..`, `--clock cpu` (processor time of one thread instead of elapsed time:
+//! tells something about arithmetic on a busy machine, nothing about bandwidth).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::sync::OnceLock;

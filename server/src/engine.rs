@@ -61,7 +61,9 @@ pub fn start_on(
     options.memory_utilization = gpu.then(|| args.gpu_memory_utilization.unwrap_or(MEMORY_UTILIZATION));
     options.speculation = speculation(args, log)?;
     let weights = model.weights(args)?;
-    let bar = Progress::bytes("Loading weights", weights.total_bytes(), log);
+    let bytes =
+        weights.total_bytes() + options.speculation.as_ref().map_or(0, |drafts| drafts.weight_bytes());
+    let bar = Progress::bytes("Loading weights", bytes, log);
     let running = engine_core::engine::start(backend, &model.config, &*weights, &options, sink, &|bytes| {
         bar.advance(bytes);
     })?;

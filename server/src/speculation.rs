@@ -35,7 +35,7 @@ pub fn speculation(args: &EngineArgs, log: LogFormat) -> Result<Option<Speculati
     let method = keys.text("method")?;
     let model = keys.text("model")?;
     let given = keys.number("num_speculative_tokens")?;
-    let tokens = given.filter(|n| *n > 0).ok_or_else(|| {
+    let tokens = given.ok_or_else(|| {
         wrong("num_speculative_tokens is missing; give how many tokens to draft, such as 4".to_owned())
     })?;
     let most_rows = keys.number("disable_by_batch_size")?;

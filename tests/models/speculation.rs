@@ -4,9 +4,7 @@
 
 use std::sync::Arc;
 
-use backend_cpu::{CpuBackend, CpuConfig};
 use engine_core::DType;
-use engine_core::backend::Backend;
 use engine_core::config::ModelConfig;
 use engine_core::engine::EngineOptions;
 use engine_core::engine::types::DraftCounts;
@@ -14,6 +12,7 @@ use engine_core::loader::source::{DummySource, WeightSource};
 use engine_core::loader::{Checkpoint, LoadFormat};
 use engine_core::sampling::SamplingParams;
 use engine_core::speculate::{DraftModel, Method, Speculation};
+use tests::devices::cpu;
 use tests::engine::{Collected, TestEngine};
 use tests::golden::{Case, Golden};
 
@@ -44,10 +43,6 @@ impl Family {
 fn families() -> Vec<Family> {
     let fixture: Fixture = serde_json::from_str(include_str!("../fixtures/families.json")).unwrap();
     fixture.families
-}
-
-fn cpu() -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap())
 }
 
 fn lookup(tokens: u32, min: u32, max: u32) -> Speculation {

@@ -27,7 +27,7 @@ pub(crate) const WORK_BYTES: usize = 16 << 20;
 /// Largest K: what a private copy of two rows and a claim's results leave room for.
 pub(crate) const MAX_K: usize = 128 << 10;
 /// Rows whose activations each worker interleaves for itself, sparing a barrier.
-const PRIVATE_ROWS: usize = 2;
+pub(super) const PRIVATE_ROWS: usize = 2;
 /// Bytes of weights a claim streams when there are few rows.
 pub(super) const CLAIM_BYTES: usize = 512 << 10;
 /// How far ahead weights are prefetched.

@@ -16,8 +16,8 @@ use crate::simd::amx::{self, PANEL_STEP_BYTES, ROWS, Run, STEPS, TILE_BYTES, Til
 use crate::threads::Worker;
 use crate::weights::PANEL;
 
-/// Tile steps of a block of a panel: 16 KiB, which stay in the first-level cache beside as much of a pair of activation tiles
-/// and the sums of both.
+/// Tile steps of a block of a panel: 16 KiB, which stay in the first-level cache beside as much of a pair of activation
+/// tiles and the sums of both.
 const BLOCK_STEPS: usize = 8;
 /// Tile steps packed by one claim.
 const PIECE_STEPS: usize = 32;

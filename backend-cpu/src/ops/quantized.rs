@@ -2,8 +2,9 @@
 //!
 //! Two ways, by the type of x and the format alone. Rows of 16-bit numbers are rounded to int8 and meet codes as bytes
 //! where the machine multiplies bytes and the format has them: [`super::quantized_bytes`]. Else, and so for float32,
-//! arithmetic is that of f32 on the very numbers that the format's specification says: a block of K of a panel is expanded to f32 in the first-level cache and met there by every tile of rows through
-//! the register tiles of the dense product, so that a row's bits depend on its own numbers only: each output is one
+//! arithmetic is that of f32 on the very numbers that the format's specification says: a block of K of a panel is
+//! expanded to f32 in the first-level cache and met there by every tile of rows through the register tiles of the dense
+//! product, so that a row's bits depend on its own numbers only: each output is one
 //! accumulator that takes k = 0, 1, 2, .. in turn, whatever the number of rows. Codes are read once for up to
 //! [`RESULT_ROWS`] rows.
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of `Kernel::run`")]
@@ -11,7 +12,7 @@
 use engine_core::DType;
 use engine_core::backend::OpKind;
 
-use super::gemm::{Gemm, WORK_BYTES};
+use super::gemm::{Gemm, MOST_PANELS, PRIVATE_ROWS, RESULT_ROWS, RESULTS_AT, WORK_BYTES};
 use super::gemm_tile::{self, Kind, ROWS, Tile};
 use super::quantized_bytes::{self, Layout};
 use super::quantized_expand::expand;
@@ -22,20 +23,11 @@ use crate::strips::{Bytes, STRIP, Strips};
 use crate::threads::Worker;
 use crate::weights::PANEL;
 
-/// Rows whose activations each worker interleaves for itself, sparing a barrier.
-const PRIVATE_ROWS: usize = 2;
-/// Largest K, for which a private copy of those rows is kept.
-pub(crate) const MAX_K: usize = super::gemm::MAX_K;
-/// Rows whose results a worker keeps until they are whole.
-const RESULT_ROWS: usize = 256;
 /// Steps of K expanded at once: half a chunk, 16 KiB as f32.
 const K_BLOCK: usize = 128;
-/// Panels a claim handles at most.
-const MOST_PANELS: usize = 16;
 /// Elements of shared activations packed by one claim.
 const PACK_STEPS: usize = 256;
 
-const RESULTS_AT: usize = PRIVATE_ROWS * MAX_K * 4;
 const EXPANDED_AT: usize = RESULTS_AT + RESULT_ROWS * PANEL * 4;
 /// Private memory a worker needs.
 pub(crate) const SCRATCH_BYTES: usize = {

@@ -16,18 +16,20 @@ pub(crate) enum ByteDot {
 
 impl ByteDot {
     /// None where the path multiplies no bytes.
+    #[cfg(target_arch = "x86_64")]
     pub fn of(path: SimdPath) -> Option<ByteDot> {
-        #[cfg(target_arch = "x86_64")]
         let direct = match path {
             SimdPath::Avx2 => is_x86_feature_detected!("avxvnni"),
             SimdPath::Avx512 | SimdPath::Avx512Bf16 | SimdPath::Amx => is_x86_feature_detected!("avx512vnni"),
             SimdPath::Portable | SimdPath::Neon => return None,
         };
-        #[cfg(not(target_arch = "x86_64"))]
-        let direct = match path {
-            _ => return None,
-        };
         Some(if direct { ByteDot::Direct } else { ByteDot::Widening })
+    }
+
+    /// None where the path multiplies no bytes.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn of(_: SimdPath) -> Option<ByteDot> {
+        None
     }
 }
 

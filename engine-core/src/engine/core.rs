@@ -219,6 +219,8 @@ impl Engine {
             rows.map(|r| r.q_len).sum()
         };
         let stats = &mut self.state.outputs.stats;
+        // Of the step's drafts only the accepted are tokens that were generated.
+        let refused = scheduler.drafts.refused().saturating_sub(stats.drafts.refused()) as u32;
         *stats = StepStats {
             running: scheduler.running as u32,
             waiting: scheduler.waiting as u32,
@@ -228,7 +230,7 @@ impl Engine {
             prefix_queries: scheduler.prefix_queries,
             prefix_hits: scheduler.prefix_hits,
             prompt_tokens: of(Phase::Prompt),
-            generated_tokens: of(Phase::Generated),
+            generated_tokens: of(Phase::Generated).saturating_sub(refused),
             steps: stats.steps + u64::from(plan.is_some()),
             drafts: scheduler.drafts,
         };

@@ -160,6 +160,11 @@ pub struct DraftCounts {
 }
 
 impl DraftCounts {
+    /// Draft tokens that were not what the model said.
+    pub fn refused(&self) -> u64 {
+        self.tokens - self.accepted
+    }
+
     /// Counts one row whose first `accepted` of `drafts` draft tokens were right.
     pub fn count(&mut self, drafts: u32, accepted: usize) {
         self.drafts += 1;

@@ -9,7 +9,8 @@
 //! after the other for the rows that verify drafts. It never feeds its last draft to itself: when all drafts of a row
 //! were accepted, the next plan's chunk begins one position earlier here. (A prefix hit on a page whose last position
 //! was skipped like this and whose row ended at once reads that one position as it was, and a window whose oldest page
-//! has just been given back misses a key of the position before the chunk: drafts are a little worse for it.)
+//! has just been given back misses a key of the position before the chunk; a prompt longer than the model's context is not computed at all, and a
+//! later request that hits its prefix drafts over nothing: drafts are worse for it, answers are not.)
 
 use std::collections::VecDeque;
 

@@ -71,6 +71,14 @@ impl Speculation {
         in_range("prompt_lookup_max", max, 1, ngram::MAX_NGRAM)?;
         in_range("prompt_lookup_min", min, 1, max)
     }
+
+    /// Bytes that loading a draft model reads.
+    pub fn weight_bytes(&self) -> u64 {
+        match &self.method {
+            Method::Ngram { .. } => 0,
+            Method::Model(model) => model.source.total_bytes(),
+        }
+    }
 }
 
 fn in_range(key: &str, value: u32, least: u32, most: u32) -> Result<()> {

@@ -19,7 +19,8 @@ pub const SPECULATIVE: Group = Group {
     flags: &[
         Flag::json(
             "speculative-config",
-            "method (ngram, draft_model), model, num_speculative_tokens, prompt_lookup_min, prompt_lookup_max",
+            "method (ngram, draft_model), num_speculative_tokens, disable_by_batch_size; for ngram prompt_lookup_min and \
+             prompt_lookup_max; for a draft model: model, revision, quantization, max_model_len",
         )
         .alias(&["-sc"])
         .unset("none"),
@@ -27,7 +28,7 @@ pub const SPECULATIVE: Group = Group {
         Flag::text("spec-model", "As --speculative-config.model").unset("none"),
         Flag::int(
             "spec-tokens",
-            0,
+            1,
             MAX_SPECULATIVE_TOKENS as i128,
             "As --speculative-config.num_speculative_tokens",
         )
