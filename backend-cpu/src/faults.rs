@@ -12,6 +12,12 @@ use crate::simd::dot8::ByteDot;
 /// The ways an op's kernel can go on a path; a fault's `way` is an index.
 pub fn ways(op: OpKind, path: SimdPath) -> &'static [&'static str] {
     match op {
+        OpKind::Gemm if matches!(path, SimdPath::Avx512Bf16 | SimdPath::Amx) => &[
+            "multiply-adds, few rows",
+            "multiply-adds, many rows",
+            "pairs of bfloat16, few rows",
+            "pairs of bfloat16, many rows",
+        ],
         OpKind::Gemm => &["few rows", "many rows"],
         OpKind::QuantizedMatmul if ByteDot::of(path).is_some() => {
             &["f32, few rows", "f32, many rows", "bytes, few rows", "bytes, many rows"]

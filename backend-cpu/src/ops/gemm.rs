@@ -100,7 +100,9 @@ impl Kernel for Gemm {
     const OP: OpKind = OpKind::Gemm;
 
     fn way(&self) -> usize {
-        usize::from(self.x.rows() > self.cut().tile)
+        let cut = self.cut();
+        let in_pairs = matches!(cut.kind, Kind::Dot | Kind::Tiles);
+        2 * usize::from(in_pairs) + usize::from(self.x.rows() > cut.tile)
     }
 
     fn phases(&self) -> u32 {
