@@ -2,7 +2,8 @@
 //!
 //! `backend` is the seam to devices, `loader` and `quant` read checkpoints, `layers` and `models` describe
 //! networks against the seam, `kv` and `scheduler` decide who runs with which pages, `runner` turns a step plan
-//! into device work, `sampling` says how a row is sampled, `speculate` drafts tokens, `engine` is the loop that owns all of it.
+//! into device work, `sampling` says how a row is sampled, `speculate` drafts tokens, `engine` is the loop that owns all
+//! of it.
 //! This crate knows no HTTP, no JSON bodies and no user text.
 
 #![deny(unsafe_code)]

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod golden;
 pub mod http;
 pub mod load;
+pub mod models;
 pub mod null;
 pub mod rigged;
 pub mod rng;

@@ -3,30 +3,13 @@
 //! captured. Weights come from the counter-based generator that script and test share.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use engine_core::DType;
-use engine_core::config::ModelConfig;
-use engine_core::loader::source::DummySource;
 use tests::devices::{cpu, on_each_simd_path, reference};
-use tests::golden::{Case, Golden};
-
-#[derive(serde::Deserialize)]
-struct Fixture {
-    families: Vec<Family>,
-}
-
-#[derive(serde::Deserialize)]
-struct Family {
-    name: String,
-    seed: u64,
-    config: serde_json::Map<String, serde_json::Value>,
-    cases: Vec<Case>,
-}
+use tests::golden::Golden;
+use tests::models::families;
 
 fn for_each_family(check: impl Fn(&Golden<'_>)) {
-    let fixture: Fixture = serde_json::from_str(include_str!("../fixtures/families.json")).unwrap();
-    for f in &fixture.families {
-        let config = ModelConfig::from_json(f.config.clone()).unwrap();
-        let source = DummySource { seed: f.seed, std: config.initializer_range, dtype: DType::F32 };
+    for f in families() {
+        let (config, source) = (f.config(), f.weights(f.seed));
         check(&Golden { name: &f.name, config: &config, source: &source, cases: &f.cases });
     }
 }

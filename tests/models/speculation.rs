@@ -9,41 +9,12 @@ use engine_core::config::ModelConfig;
 use engine_core::engine::EngineOptions;
 use engine_core::engine::types::DraftCounts;
 use engine_core::loader::source::{DummySource, WeightSource};
-use engine_core::loader::{Checkpoint, LoadFormat};
 use engine_core::sampling::SamplingParams;
 use engine_core::speculate::{DraftModel, Method, Speculation};
 use tests::devices::cpu;
 use tests::engine::{Collected, TestEngine};
-use tests::golden::{Case, Golden};
-
-#[derive(serde::Deserialize)]
-struct Fixture {
-    families: Vec<Family>,
-}
-
-#[derive(serde::Deserialize)]
-struct Family {
-    name: String,
-    seed: u64,
-    config: serde_json::Map<String, serde_json::Value>,
-    cases: Vec<Case>,
-}
-
-impl Family {
-    fn config(&self) -> ModelConfig {
-        ModelConfig::from_json(self.config.clone()).unwrap()
-    }
-
-    /// Random weights of the family's shape.
-    fn weights(&self, seed: u64) -> DummySource {
-        DummySource { seed, std: self.config().initializer_range, dtype: DType::F32 }
-    }
-}
-
-fn families() -> Vec<Family> {
-    let fixture: Fixture = serde_json::from_str(include_str!("../fixtures/families.json")).unwrap();
-    fixture.families
-}
+use tests::golden::Golden;
+use tests::models::{Family, Stories, families};
 
 fn lookup(tokens: u32, min: u32, max: u32) -> Speculation {
     Speculation { tokens, most_rows: None, method: Method::Ngram { min, max } }
@@ -83,27 +54,12 @@ fn every_family_answers_the_same_with_drafts() {
 /// The trained model: prompt lookup is right now and then, and it drafts for itself.
 #[test]
 fn stories260k_answers_the_same_with_drafts() {
-    let Some(shared) = tests::shared_dir() else {
-        println!("left out: ../shared/models/stories260k is not here");
-        return;
-    };
-    let dir = shared.join("models/stories260k");
-    let config = ModelConfig::from_dir(&dir, None).unwrap();
-    let open = || Checkpoint::open(&dir, LoadFormat::Auto).unwrap();
-    let text = std::fs::read_to_string(dir.join("golden.json")).unwrap();
-    let file: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let case = |c: &serde_json::Value| {
-        let list = |key: &str| c[key].clone();
-        let case = serde_json::json!({"prompt": list("prompt_ids"), "greedy": list("greedy_ids"),
-            "logprobs": list("greedy_logprobs"), "prompt_logprobs": list("prompt_logprobs")});
-        serde_json::from_value::<Case>(case).unwrap()
-    };
-    let cases: Vec<Case> = file["cases"].as_array().unwrap().iter().map(case).collect();
-    let source = open();
-    let golden = Golden { name: "stories260k", config: &config, source: &source, cases: &cases };
+    let Some(stories) = Stories::open() else { return };
+    let golden = stories.golden();
     let found = golden.check_every_way_with(&cpu, Some(&lookup(4, 1, 4)));
     assert!(found.accepted > 0, "{found:?}");
-    all_right("stories260k", &golden.check_every_way_with(&cpu, Some(&drafted_by(&config, open(), 8))));
+    let Some(Stories { config, checkpoint, .. }) = Stories::open() else { return };
+    all_right("stories260k", &golden.check_every_way_with(&cpu, Some(&drafted_by(&config, checkpoint, 8))));
     let other = DummySource { seed: 3, std: 0.02, dtype: DType::F32 };
     some_wrong("stories260k", &golden.check_every_way_with(&cpu, Some(&drafted_by(&config, other, 1))));
 }

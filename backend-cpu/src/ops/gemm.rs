@@ -15,7 +15,7 @@ use std::ops::Range;
 use engine_core::DType;
 use engine_core::backend::{Activation, OpKind};
 
-use super::gemm_tile::{self, Kind, ROWS, Tile, expand};
+use super::gemm_tile::{self, Kind, Tile, expand};
 use super::{BLOCK, Kernel, MyRows, Packed, load_block, spoil_last};
 use crate::memory::View;
 use crate::simd::{Simd, SimdPath, amx};
@@ -165,11 +165,9 @@ impl Gemm {
             _ => Kind::Pairs,
         };
         let most = if self.path.lanes() == 16 { 12 } else { 6 };
-        let rows = self.x.rows().max(1);
-        let even = rows.div_ceil(rows.div_ceil(most));
         let tile = match kind {
             Kind::Tiles => amx::ROWS,
-            _ => ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most),
+            _ => gemm_tile::even(self.x.rows(), most),
         };
         let k = if self.dtype == DType::Bf16 { self.k.next_multiple_of(2) } else { self.k };
         let fit = WORK_BYTES / kind.act_bytes(k, tile).max(1);

@@ -68,7 +68,14 @@ pub(crate) struct Tile {
 }
 
 /// Rows a tile can have.
-pub(crate) const ROWS: [usize; 7] = [1, 2, 3, 4, 6, 8, 12];
+const ROWS: [usize; 7] = [1, 2, 3, 4, 6, 8, 12];
+
+/// Rows of the tiles that `rows` are cut into evenly, at most `most`.
+pub(super) fn even(rows: usize, most: usize) -> usize {
+    let rows = rows.max(1);
+    let even = rows.div_ceil(rows.div_ceil(most));
+    ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most)
+}
 
 /// Runs one tile of `rows` (one of [`ROWS`]); with `two`, over two panels at once (only up to three rows).
 #[inline(always)]

@@ -13,7 +13,7 @@ use engine_core::DType;
 use engine_core::backend::OpKind;
 
 use super::gemm::{Gemm, MOST_PANELS, PRIVATE_ROWS, RESULT_ROWS, RESULTS_AT, WORK_BYTES};
-use super::gemm_tile::{self, Kind, ROWS, Tile};
+use super::gemm_tile::{self, Kind, Tile};
 use super::quantized_bytes::{self, Layout};
 use super::quantized_expand::expand;
 use super::{BLOCK, Kernel, MyRows, Packed, load_block, spoil_last};
@@ -106,9 +106,7 @@ impl QuantizedMatmul {
     /// Rows of a tile of the product in f32. Follows from shapes and path only.
     fn tile(&self) -> usize {
         let most = if self.gemm.path.lanes() == 16 { 12 } else { 6 };
-        let rows = self.gemm.x.rows().max(1);
-        let even = rows.div_ceil(rows.div_ceil(most));
-        ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most)
+        gemm_tile::even(self.gemm.x.rows(), most)
     }
 
     /// Rows handled between two packings of activations.

@@ -20,7 +20,7 @@ use engine_core::quant::codes::Offsets;
 
 use super::gemm::{MOST_PANELS, RESULT_ROWS, RESULTS_AT, WORK_BYTES};
 use super::quantized::QuantizedMatmul;
-use super::{MyRows, Packed, load_block, quantized_amx};
+use super::{MyRows, Packed, gemm_tile, load_block, quantized_amx};
 use crate::simd::amx::Tiles;
 use crate::simd::dot8::Dot8;
 use crate::simd::elem::{Elem, with_elem};
@@ -31,8 +31,6 @@ use crate::weights::PANEL;
 
 /// Most rows of a tile, by lanes: its sums and results in registers beside the codes.
 const MOST_ROWS: [usize; 2] = [4, 12];
-/// Rows a tile can have.
-const ROWS: [usize; 7] = [1, 2, 3, 4, 6, 8, 12];
 /// Smallest block of x with a scale of its own.
 const LEAST_BLOCK: usize = 32;
 /// Steps of K of a piece: its activations of [`RESULT_ROWS`] rows stay in the second-level cache.
@@ -69,8 +67,7 @@ impl Layout {
         let (mut tile, mut step_quads) = (quantized_amx::TILE, run.min(quantized_amx::MOST_STEP) / 4);
         if !quantized_amx::takes(path, rows, run, quads) {
             let most = MOST_ROWS[usize::from(path.lanes() == STRIP)];
-            let even = rows.max(1).div_ceil(rows.max(1).div_ceil(most));
-            tile = ROWS.into_iter().find(|r| *r >= even).unwrap_or(most).min(most);
+            tile = gemm_tile::even(rows, most);
             step_quads = 1;
         }
         Layout { tile, step_quads, quads, run, block: run.max(LEAST_BLOCK), formats: bytes.formats.len() }
@@ -519,7 +516,7 @@ unsafe fn bits<S: Simd, const BITS: usize>(plane: *const u32, first: usize, q: u
     S::iand(line, S::isplat(((1 << BITS) - 1) * 0x0101_0101))
 }
 
-/// A chunk with a tile of `rows` rows, one of [`ROWS`].
+/// A chunk with a tile of `rows` rows, as [`gemm_tile::even`] says.
 #[inline(always)]
 unsafe fn meet<S: Simd, D: Dot8<S>>(rows: usize, w: &Chunk8, t: &Tile8) {
     match (S::W, rows) {

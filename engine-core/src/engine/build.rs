@@ -138,6 +138,13 @@ pub(super) struct Sizes {
     pub groups: Vec<KvGroupSpec>,
 }
 
+impl Sizes {
+    /// Bytes of a page of the pool that all groups share.
+    pub(super) fn page_bytes(&self) -> u64 {
+        self.groups.iter().map(KvGroupSpec::page_bytes).max().unwrap_or(1)
+    }
+}
+
 /// Builds and starts an engine. `progress` is told the bytes of each weight loaded.
 ///
 /// # Errors
@@ -408,8 +415,7 @@ fn kv_pages(
     draft: Option<&DraftBuild<'_>>,
 ) -> Result<KvSize> {
     let groups: Vec<GroupSpec> = sizes.groups.iter().map(group_spec).collect();
-    let page_bytes = sizes.groups.iter().map(KvGroupSpec::page_bytes).max().unwrap_or(1)
-        + draft.map_or(0, DraftBuild::page_bytes);
+    let page_bytes = sizes.page_bytes() + draft.map_or(0, DraftBuild::page_bytes);
     let memory = backend.memory()?;
     let free = memory.free_bytes;
     let fixed = caps.arena_bytes

@@ -80,7 +80,7 @@ impl<'a> DraftBuild<'a> {
 
     /// Bytes its pool adds for each page of the target's.
     pub(super) fn page_bytes(&self) -> u64 {
-        self.sizes.groups.iter().map(KvGroupSpec::page_bytes).max().unwrap_or(0)
+        self.sizes.page_bytes()
     }
 
     /// Bytes of its arena.

@@ -175,7 +175,7 @@ impl Engine {
             drafter.fill(&plan, &mut self.scheduler)?;
         }
         let scheduler = &self.scheduler;
-        let step = self.runner.launch(&plan, &|row| view(scheduler, row))?;
+        let step = self.runner.launch(&plan, &|row| RequestView::of(scheduler, row))?;
         self.state.in_flight.push_back((plan, step));
         Ok(true)
     }
@@ -289,16 +289,6 @@ fn end_of(id: RequestId, finish: FinishReason) -> RowOutput {
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
-}
-
-fn view<'s>(scheduler: &'s Scheduler, row: &PlanRow) -> RequestView<'s> {
-    match (scheduler.request_in(row.slot), scheduler.tokens_in(row.slot)) {
-        (Some(request), Some(tokens)) => {
-            let drafts = scheduler.drafts_in(row.slot).unwrap_or_default();
-            RequestView { tokens, prompt_len: request.prompt.len() as u32, drafts, params: &request.params }
-        }
-        _ => panic!("slot {} of the plan has no request", row.slot),
-    }
 }
 
 /// A request's first admission takes it out of the queue and starts its first output's record.

@@ -2,6 +2,7 @@
 
 use crate::backend::{SampleRow, SlotRecord};
 use crate::sampling::SamplingParams;
+use crate::scheduler::{PlanRow, Scheduler};
 
 /// What the runner needs to know of a request when it packs a row.
 #[derive(Clone, Copy)]
@@ -14,7 +15,23 @@ pub struct RequestView<'a> {
     pub params: &'a SamplingParams,
 }
 
-impl RequestView<'_> {
+impl<'a> RequestView<'a> {
+    /// Of the request that a row of a plan belongs to.
+    ///
+    /// # Panics
+    /// If no request is in the row's slot.
+    pub(crate) fn of(scheduler: &'a Scheduler, row: &PlanRow) -> Self {
+        match (scheduler.request_in(row.slot), scheduler.tokens_in(row.slot)) {
+            (Some(request), Some(tokens)) => RequestView {
+                tokens,
+                prompt_len: request.prompt.len() as u32,
+                drafts: scheduler.drafts_in(row.slot).unwrap_or_default(),
+                params: &request.params,
+            },
+            _ => panic!("slot {} of the plan has no request", row.slot),
+        }
+    }
+
     fn prompt(&self) -> &[u32] {
         &self.tokens[..self.prompt_len as usize]
     }

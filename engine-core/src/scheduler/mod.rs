@@ -14,9 +14,8 @@
 //! results in flight gets them at commit and is admitted again only after.
 //!
 //! **Drafts.** A row that the host feeds may be given tokens that perhaps follow ([`Scheduler::propose`]): its next chunk
-//! ends with them and samples behind each. Their pages are those of any chunk; where
-//! pages run out a row gives up its drafts before any row has to go.
-//! What is accepted counts as computed at commit; the KV of the rest is overwritten, and no such page was shared.
+//! ends with them and samples behind each. Their pages are those of any chunk; where pages run out a row gives up its
+//! drafts before any row has to go. What is accepted counts as computed at commit; the KV of the rest is overwritten, and no such page was shared.
 //!
 //! **Rows that wait for the host.** A row with a result in flight whose next inputs the host makes cannot be planned.
 //! A step without it costs about as much as one with it, for the weights are read once a step; so when one running

@@ -9,8 +9,9 @@
 //! after the other for the rows that verify drafts. It never feeds its last draft to itself: when all drafts of a row
 //! were accepted, the next plan's chunk begins one position earlier here. (A prefix hit on a page whose last position
 //! was skipped like this and whose row ended at once reads that one position as it was, and a window whose oldest page
-//! has just been given back misses a key of the position before the chunk; a prompt longer than the model's context is not computed at all, and a
-//! later request that hits its prefix drafts over nothing: drafts are worse for it, answers are not.)
+//! has just been given back misses a key of the position before the chunk; a prompt longer than the model's context is
+//! not computed at all, and a later request that hits its prefix drafts over nothing: drafts are worse for it, answers
+//! are not.)
 
 use std::collections::VecDeque;
 
@@ -139,18 +140,10 @@ impl ModelDrafter {
 
     fn launch(&mut self, place: u32, scheduler: &Scheduler) -> Result<()> {
         let rows = &self.rows;
-        let view = |row: &PlanRow| {
-            let (Some(request), Some(tokens)) =
-                (scheduler.request_in(row.slot), scheduler.tokens_in(row.slot))
-            else {
-                panic!("slot {} of the plan has no request", row.slot)
-            };
-            RequestView {
-                tokens,
-                prompt_len: request.prompt.len() as u32,
-                drafts: &[],
-                params: &rows[row.slot as usize].params,
-            }
+        let view = |row: &PlanRow| RequestView {
+            drafts: &[],
+            params: &rows[row.slot as usize].params,
+            ..RequestView::of(scheduler, row)
         };
         let step = self.runner.launch(&self.plan, &view)?;
         self.in_flight.push_back((place, std::mem::take(&mut self.plan), step));
